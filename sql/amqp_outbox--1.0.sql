@@ -1,0 +1,357 @@
+/* amqp_outbox--1.0.sql */
+
+-- complain if the script is sourced in psql instead of CREATE EXTENSION
+\echo Use "CREATE EXTENSION amqp_outbox" to load this file. \quit
+
+--
+-- What applications call lives in the schema that CREATE EXTENSION names;
+-- everything else lives here.
+--
+CREATE SCHEMA amqp_outbox;
+COMMENT ON SCHEMA amqp_outbox IS
+'tables, views and operators'' functions of the extension amqp_outbox';
+
+--
+-- Servers
+--
+CREATE FUNCTION amqp_outbox.validator(options text[], catalog oid)
+RETURNS void
+LANGUAGE C STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'outbox_sql_validator';
+COMMENT ON FUNCTION amqp_outbox.validator(text[], oid) IS
+'checks the options of servers and user mappings of amqp_outbox';
+
+CREATE FOREIGN DATA WRAPPER amqp_outbox
+	NO HANDLER
+	VALIDATOR amqp_outbox.validator;
+COMMENT ON FOREIGN DATA WRAPPER amqp_outbox IS
+'AMQP brokers to which amqp_outbox publishes';
+
+--
+-- Storage
+--
+CREATE TABLE amqp_outbox.identity (
+	system_identifier bigint NOT NULL,
+	database_oid oid NOT NULL
+);
+COMMENT ON TABLE amqp_outbox.identity IS
+'the cluster and database that these tables belong to; a copy elsewhere does not publish before it is adopted';
+
+CREATE TABLE amqp_outbox.server_key (
+	server_key integer PRIMARY KEY,
+	server name NOT NULL UNIQUE
+);
+COMMENT ON TABLE amqp_outbox.server_key IS
+'stable numbers of the servers that messages were published to';
+
+-- The order and types of these columns are known to src/catalog.h.
+CREATE TABLE amqp_outbox.outbox (
+	server_key integer NOT NULL,
+	id bigint NOT NULL,
+	message_id text NOT NULL,
+	enqueued_at timestamptz NOT NULL,
+	exchange text NOT NULL,
+	routing_key text NOT NULL,
+	body bytea NOT NULL,
+	headers jsonb,
+	content_type text,
+	content_encoding text,
+	persistent boolean,
+	priority smallint,
+	correlation_id text,
+	reply_to text,
+	expiration_ms bigint,
+	message_timestamp timestamptz,
+	type text,
+	user_id text,
+	app_id text,
+	mandatory boolean,
+	PRIMARY KEY (server_key, id)
+) WITH (autovacuum_vacuum_insert_threshold = -1);
+COMMENT ON TABLE amqp_outbox.outbox IS
+'committed messages in commit order; append-only';
+
+CREATE TABLE amqp_outbox.receipt (
+	server_key integer NOT NULL,
+	through_id bigint NOT NULL,
+	receipt_no bigint NOT NULL,
+	settled_at timestamptz NOT NULL,
+	delivered bigint NOT NULL,
+	returned bigint NOT NULL,
+	rejected bigint NOT NULL,
+	PRIMARY KEY (server_key, through_id, receipt_no)
+) WITH (autovacuum_vacuum_insert_threshold = -1);
+COMMENT ON TABLE amqp_outbox.receipt IS
+'each row: this server has settled everything through this id; counts are totals so far; append-only';
+
+CREATE TABLE amqp_outbox.deferred (
+	LIKE amqp_outbox.outbox,
+	due_at timestamptz NOT NULL,
+	attempts integer NOT NULL,
+	first_attempt_at timestamptz NOT NULL,
+	last_attempt_at timestamptz NOT NULL,
+	reply_code integer,
+	last_error text,
+	PRIMARY KEY (server_key, id)
+);
+CREATE INDEX deferred_due ON amqp_outbox.deferred (server_key, due_at, id);
+COMMENT ON TABLE amqp_outbox.deferred IS
+'messages with a clock of their own: waiting for their next attempt';
+
+CREATE TABLE amqp_outbox.late (
+	server_key integer NOT NULL,
+	id bigint NOT NULL,
+	delivered_at timestamptz NOT NULL,
+	attempts integer NOT NULL,
+	PRIMARY KEY (server_key, id)
+) WITH (autovacuum_vacuum_insert_threshold = -1);
+COMMENT ON TABLE amqp_outbox.late IS
+'when deferred messages were delivered in the end; append-only';
+
+-- What is settled is not dumped again with its body: it must not be delivered
+-- twice.  Note that pg_dump --schema-only dumps these rows too.
+SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.identity', '');
+SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.server_key', '');
+SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.receipt', '');
+SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.deferred', '');
+SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.late', '');
+SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.outbox',
+	'WHERE NOT EXISTS (SELECT FROM amqp_outbox.receipt r
+		WHERE r.server_key OPERATOR(pg_catalog.=) outbox.server_key
+		AND r.through_id OPERATOR(pg_catalog.>=) outbox.id)');
+
+--
+-- Publishing
+--
+-- Arguments after the body are optional and given by name:
+--
+--	headers				json object: the AMQP header table, types kept
+--	content_type		default by the type of body: application/json,
+--						text/plain, application/octet-stream
+--	content_encoding	default UTF-8 for a body of type text
+--	persistent			delivery mode 2, else 1; default: the server's option
+--	priority			0 to 255
+--	correlation_id, reply_to, type, user_id, app_id
+--						AMQP properties, at most 255 bytes
+--	expiration			the message's time to live at the broker
+--	message_id			default: a UUID of version 7
+--	message_timestamp	AMQP property timestamp, whole seconds
+--	mandatory			an unroutable message comes back and is tried again;
+--						default: the server's option
+--	server				default: amqp_outbox.default_server, else the only one
+--
+-- Returns the message id.  Errors: 22004 for a null, 22001 and 22023 for what
+-- AMQP does not allow, 54000 for what is too large, 42704 for an unknown
+-- server, 42501 without USAGE on it, 25006 in a read-only transaction.
+--
+CREATE FUNCTION amqp_publish(exchange text, routing_key text, body jsonb,
+	headers jsonb DEFAULT NULL, content_type text DEFAULT NULL,
+	content_encoding text DEFAULT NULL, persistent boolean DEFAULT NULL,
+	priority integer DEFAULT NULL, correlation_id text DEFAULT NULL,
+	reply_to text DEFAULT NULL, expiration interval DEFAULT NULL,
+	message_id text DEFAULT NULL, message_timestamp timestamptz DEFAULT NULL,
+	type text DEFAULT NULL, user_id text DEFAULT NULL,
+	app_id text DEFAULT NULL, mandatory boolean DEFAULT NULL,
+	server text DEFAULT NULL)
+RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'outbox_sql_publish_jsonb';
+
+CREATE FUNCTION amqp_publish(exchange text, routing_key text, body json,
+	headers jsonb DEFAULT NULL, content_type text DEFAULT NULL,
+	content_encoding text DEFAULT NULL, persistent boolean DEFAULT NULL,
+	priority integer DEFAULT NULL, correlation_id text DEFAULT NULL,
+	reply_to text DEFAULT NULL, expiration interval DEFAULT NULL,
+	message_id text DEFAULT NULL, message_timestamp timestamptz DEFAULT NULL,
+	type text DEFAULT NULL, user_id text DEFAULT NULL,
+	app_id text DEFAULT NULL, mandatory boolean DEFAULT NULL,
+	server text DEFAULT NULL)
+RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'outbox_sql_publish_json';
+
+CREATE FUNCTION amqp_publish(exchange text, routing_key text, body text,
+	headers jsonb DEFAULT NULL, content_type text DEFAULT NULL,
+	content_encoding text DEFAULT NULL, persistent boolean DEFAULT NULL,
+	priority integer DEFAULT NULL, correlation_id text DEFAULT NULL,
+	reply_to text DEFAULT NULL, expiration interval DEFAULT NULL,
+	message_id text DEFAULT NULL, message_timestamp timestamptz DEFAULT NULL,
+	type text DEFAULT NULL, user_id text DEFAULT NULL,
+	app_id text DEFAULT NULL, mandatory boolean DEFAULT NULL,
+	server text DEFAULT NULL)
+RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'outbox_sql_publish_text';
+
+CREATE FUNCTION amqp_publish(exchange text, routing_key text, body bytea,
+	headers jsonb DEFAULT NULL, content_type text DEFAULT NULL,
+	content_encoding text DEFAULT NULL, persistent boolean DEFAULT NULL,
+	priority integer DEFAULT NULL, correlation_id text DEFAULT NULL,
+	reply_to text DEFAULT NULL, expiration interval DEFAULT NULL,
+	message_id text DEFAULT NULL, message_timestamp timestamptz DEFAULT NULL,
+	type text DEFAULT NULL, user_id text DEFAULT NULL,
+	app_id text DEFAULT NULL, mandatory boolean DEFAULT NULL,
+	server text DEFAULT NULL)
+RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'outbox_sql_publish_bytea';
+
+DO $$
+DECLARE
+	f pg_catalog.regprocedure;
+BEGIN
+	FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p
+		WHERE p.proname OPERATOR(pg_catalog.=) 'amqp_publish'
+		AND p.pronamespace OPERATOR(pg_catalog.=) '@extschema@'::pg_catalog.regnamespace
+	LOOP
+		EXECUTE pg_catalog.format('COMMENT ON FUNCTION %s IS %L', f,
+			'publish a message to an AMQP broker when this transaction commits; returns its message id');
+	END LOOP;
+END $$;
+
+--
+-- Seeing it
+--
+CREATE FUNCTION amqp_outbox.uncommitted(
+	OUT server name, OUT message_id text, OUT enqueued_at timestamptz,
+	OUT exchange text, OUT routing_key text, OUT body bytea, OUT headers jsonb,
+	OUT content_type text, OUT content_encoding text, OUT persistent boolean,
+	OUT priority smallint, OUT correlation_id text, OUT reply_to text,
+	OUT expiration_ms bigint, OUT message_timestamp timestamptz,
+	OUT type text, OUT user_id text, OUT app_id text, OUT mandatory boolean)
+RETURNS SETOF record LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'outbox_sql_uncommitted';
+COMMENT ON FUNCTION amqp_outbox.uncommitted() IS
+'messages that the own transaction has published so far';
+
+CREATE FUNCTION amqp_outbox.worker(
+	OUT server_oid oid, OUT pid integer, OUT state text,
+	OUT since timestamptz, OUT host text, OUT in_flight integer,
+	OUT last_error text, OUT last_error_at timestamptz)
+RETURNS SETOF record LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'outbox_sql_worker';
+COMMENT ON FUNCTION amqp_outbox.worker() IS
+'workers of this database as they last reported';
+
+CREATE VIEW amqp_outbox.message AS
+WITH settled AS MATERIALIZED (
+	SELECT k.server_key, k.server,
+		coalesce((SELECT r.through_id FROM amqp_outbox.receipt r
+			WHERE r.server_key = k.server_key
+			ORDER BY r.through_id DESC, r.receipt_no DESC LIMIT 1), 0) AS through_id
+	FROM amqp_outbox.server_key k
+)
+SELECT s.server, o.id, o.message_id,
+	CASE WHEN o.id <= s.through_id THEN 'delivered' ELSE 'pending' END AS status,
+	o.exchange, o.routing_key, o.body, o.headers, o.content_type,
+	o.content_encoding, o.persistent, o.priority, o.correlation_id, o.reply_to,
+	o.expiration_ms * interval '1 millisecond' AS expiration,
+	o.message_timestamp, o.type, o.user_id, o.app_id, o.mandatory,
+	o.enqueued_at, NULL::timestamptz AS due_at,
+	CASE WHEN o.id <= s.through_id THEN
+		coalesce(l.delivered_at, (SELECT r.settled_at FROM amqp_outbox.receipt r
+			WHERE r.server_key = o.server_key AND r.through_id >= o.id
+			ORDER BY r.through_id, r.receipt_no LIMIT 1)) END AS delivered_at,
+	CASE WHEN o.id <= s.through_id THEN coalesce(l.attempts, 1) ELSE 0 END AS attempts,
+	NULL::text AS last_error
+FROM amqp_outbox.outbox o
+	JOIN settled s ON s.server_key = o.server_key
+	LEFT JOIN amqp_outbox.late l ON l.server_key = o.server_key AND l.id = o.id
+WHERE NOT EXISTS (SELECT FROM amqp_outbox.deferred d
+	WHERE d.server_key = o.server_key AND d.id = o.id)
+UNION ALL
+SELECT s.server, d.id, d.message_id, 'retrying',
+	d.exchange, d.routing_key, d.body, d.headers, d.content_type,
+	d.content_encoding, d.persistent, d.priority, d.correlation_id, d.reply_to,
+	d.expiration_ms * interval '1 millisecond',
+	d.message_timestamp, d.type, d.user_id, d.app_id, d.mandatory,
+	d.enqueued_at, d.due_at, NULL, d.attempts, d.last_error
+FROM amqp_outbox.deferred d
+	JOIN settled s ON s.server_key = d.server_key
+UNION ALL
+SELECT u.server, NULL, u.message_id, 'uncommitted',
+	u.exchange, u.routing_key, u.body, u.headers, u.content_type,
+	u.content_encoding, u.persistent, u.priority, u.correlation_id, u.reply_to,
+	u.expiration_ms * interval '1 millisecond',
+	u.message_timestamp, u.type, u.user_id, u.app_id, u.mandatory,
+	u.enqueued_at, NULL, NULL, 0, NULL
+FROM amqp_outbox.uncommitted() u;
+COMMENT ON VIEW amqp_outbox.message IS
+'every message that is still stored, with what became of it';
+COMMENT ON COLUMN amqp_outbox.message.status IS
+'uncommitted: of the own transaction; pending; retrying: came back, will be tried again at due_at; delivered: confirmed by the broker';
+
+CREATE VIEW amqp_outbox.server_status AS
+SELECT s.srvname AS server,
+	coalesce(w.state, 'not started') AS state, w.since, w.host,
+	coalesce(p.backlog, 0) + coalesce(d.backlog, 0) AS backlog,
+	now() - least(p.oldest, d.oldest) AS oldest_pending_age,
+	coalesce(w.in_flight, 0) AS in_flight,
+	coalesce(r.delivered, 0) AS delivered,
+	coalesce(r.returned, 0) AS returned,
+	coalesce(r.rejected, 0) AS rejected,
+	w.last_error, w.last_error_at
+FROM pg_catalog.pg_foreign_server s
+	JOIN pg_catalog.pg_foreign_data_wrapper f ON f.oid = s.srvfdw
+	LEFT JOIN amqp_outbox.worker() w ON w.server_oid = s.oid
+	LEFT JOIN amqp_outbox.server_key k ON k.server = s.srvname
+	LEFT JOIN LATERAL (SELECT * FROM amqp_outbox.receipt r
+		WHERE r.server_key = k.server_key
+		ORDER BY r.through_id DESC, r.receipt_no DESC LIMIT 1) r ON true
+	LEFT JOIN LATERAL (SELECT count(*) AS backlog, min(o.enqueued_at) AS oldest
+		FROM amqp_outbox.outbox o
+		WHERE o.server_key = k.server_key
+		AND o.id > coalesce(r.through_id, 0)) p ON true
+	LEFT JOIN LATERAL (SELECT count(*) AS backlog, min(d.enqueued_at) AS oldest
+		FROM amqp_outbox.deferred d
+		WHERE d.server_key = k.server_key) d ON true
+WHERE f.fdwname = 'amqp_outbox';
+COMMENT ON VIEW amqp_outbox.server_status IS
+'one row per server: how its worker is, what waits, what was settled so far';
+COMMENT ON COLUMN amqp_outbox.server_status.backlog IS
+'committed messages that the broker has not confirmed';
+COMMENT ON COLUMN amqp_outbox.server_status.in_flight IS
+'messages sent and not yet confirmed';
+COMMENT ON COLUMN amqp_outbox.server_status.delivered IS
+'messages confirmed by the broker so far';
+COMMENT ON COLUMN amqp_outbox.server_status.returned IS
+'attempts that the broker gave back as unroutable so far';
+COMMENT ON COLUMN amqp_outbox.server_status.rejected IS
+'attempts that the broker refused so far';
+
+--
+-- Operators' functions
+--
+CREATE FUNCTION amqp_outbox.wake()
+RETURNS void LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'outbox_sql_wake';
+COMMENT ON FUNCTION amqp_outbox.wake() IS
+'make this database''s workers look at everything anew, without waiting for a backoff to end';
+
+CREATE FUNCTION amqp_outbox.adopt()
+RETURNS void LANGUAGE sql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	DELETE FROM amqp_outbox.identity;
+	INSERT INTO amqp_outbox.identity (system_identifier, database_oid)
+		SELECT c.system_identifier, d.oid
+		FROM pg_control_system() c, pg_database d
+		WHERE d.datname = current_database();
+	SELECT amqp_outbox.wake();
+$$;
+COMMENT ON FUNCTION amqp_outbox.adopt() IS
+'declare that this database, a copy, now owns its messages: its workers begin to publish';
+
+--
+-- Privileges, as one matrix.  The right to publish is USAGE on the server.
+--
+--								PUBLIC		pg_monitor		owner
+-- amqp_publish					EXECUTE
+-- server_status, worker()					SELECT
+-- message, tables								-			all
+-- wake(), adopt()								-			EXECUTE
+--
+REVOKE ALL ON FUNCTION amqp_outbox.validator(text[], oid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION amqp_outbox.uncommitted() FROM PUBLIC;
+REVOKE ALL ON FUNCTION amqp_outbox.worker() FROM PUBLIC;
+REVOKE ALL ON FUNCTION amqp_outbox.wake() FROM PUBLIC;
+REVOKE ALL ON FUNCTION amqp_outbox.adopt() FROM PUBLIC;
+GRANT USAGE ON SCHEMA amqp_outbox TO pg_monitor;
+GRANT SELECT ON amqp_outbox.server_status TO pg_monitor;
+GRANT EXECUTE ON FUNCTION amqp_outbox.worker() TO pg_monitor;

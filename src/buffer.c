@@ -1,0 +1,363 @@
+/*-------------------------------------------------------------------------
+ *
+ * buffer.c
+ *	  The messages of the current transaction, until it commits.
+ *
+ * amqp_publish() puts messages into a tuplestore that belongs to the top
+ * transaction and spills to disk beyond work_mem.  At pre-commit the messages
+ * go into the outbox (flush.c), as NOTIFY does with its queue: a transaction
+ * that rolls back writes nothing, and one that runs for an hour holds up
+ * nobody.
+ *
+ * A subtransaction that rolls back takes its messages with it.  For each open
+ * subtransaction that has put something we remember its first message; what
+ * an aborted one dropped is a range of message numbers that the flush skips.
+ * The number of subtransactions is the only thing that memory grows with.
+ *
+ * A tuplestore that fails in a put is corrupt even if somebody catches the
+ * error; then the buffer is spoilt and the transaction can only roll back.
+ *
+ * Runs in every backend that publishes.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/resowner.h"
+#include "utils/tuplestore.h"
+
+#include "buffer.h"
+#include "catalog.h"
+#include "flush.h"
+#include "horizon.h"
+
+/* An open subtransaction that has put messages. */
+typedef struct OutboxLevel
+{
+	int			nest_level;		/* as GetCurrentTransactionNestLevel() */
+	int64		first;			/* number of its first message */
+} OutboxLevel;
+
+/* Messages that were rolled back to a savepoint. */
+typedef struct OutboxRange
+{
+	int64		first;
+	int64		end;			/* one past the last */
+} OutboxRange;
+
+typedef struct OutboxBuffer
+{
+	MemoryContext context;		/* below TopTransactionContext */
+	TupleDesc	tupdesc;		/* of the outbox */
+	Tuplestorestate *store;
+	int			visit_pointer;	/* read pointer of outbox_buffer_visit() */
+	int64		count;			/* messages put, dropped ones too */
+	int64		dropped;
+	List	   *servers;		/* OIDs */
+	bool		spoilt;
+	bool		flushed;
+
+	OutboxLevel *levels;		/* ascending in both fields */
+	int			nlevels;
+	int			levels_size;
+	OutboxRange *ranges;		/* ascending, disjoint */
+	int			nranges;
+	int			ranges_size;
+} OutboxBuffer;
+
+static OutboxBuffer *buffer = NULL;
+
+static void
+outbox_buffer_create(void)
+{
+	MemoryContext context = AllocSetContextCreate(TopTransactionContext,
+												  "amqp_outbox buffer",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old_context = MemoryContextSwitchTo(context);
+	OutboxBuffer *new_buffer = palloc0(sizeof(OutboxBuffer));
+	Relation	rel = table_open(outbox_catalog_relid("outbox"),
+								 AccessShareLock);
+
+	new_buffer->context = context;
+	new_buffer->tupdesc = CreateTupleDescCopy(RelationGetDescr(rel));
+	table_close(rel, AccessShareLock);
+	if (new_buffer->tupdesc->natts != OUTBOX_NCOLUMNS)
+		elog(ERROR, "table \"outbox\" has an unexpected shape");
+	new_buffer->store = tuplestore_begin_heap(false, false, work_mem);
+	new_buffer->visit_pointer =
+		tuplestore_alloc_read_pointer(new_buffer->store, EXEC_FLAG_REWIND);
+	MemoryContextSwitchTo(old_context);
+	buffer = new_buffer;
+}
+
+/* Make sure that an array has room for one more. */
+static void *
+outbox_buffer_grow(void *array, int n, int *size, Size element)
+{
+	if (n < *size)
+		return array;
+	*size = *size ? *size * 2 : 16;
+	if (array == NULL)
+		return MemoryContextAlloc(buffer->context, *size * element);
+	return repalloc_huge(array, *size * element);
+}
+
+/*
+ * Remember at which message the current subtransaction began.  Room for the
+ * range that its rollback would make is taken now: an abort must not fail for
+ * lack of memory.
+ */
+static void
+outbox_buffer_note_level(void)
+{
+	int			nest_level = GetCurrentTransactionNestLevel();
+
+	if (nest_level == 1 ||
+		(buffer->nlevels > 0 &&
+		 buffer->levels[buffer->nlevels - 1].nest_level == nest_level))
+		return;
+
+	Assert(buffer->nlevels == 0 ||
+		   buffer->levels[buffer->nlevels - 1].nest_level < nest_level);
+	buffer->levels = outbox_buffer_grow(buffer->levels, buffer->nlevels,
+										&buffer->levels_size,
+										sizeof(OutboxLevel));
+	buffer->ranges = outbox_buffer_grow(buffer->ranges,
+										buffer->nranges + buffer->nlevels,
+										&buffer->ranges_size,
+										sizeof(OutboxRange));
+	buffer->levels[buffer->nlevels++] = (OutboxLevel)
+	{
+		.nest_level = nest_level,.first = buffer->count
+	};
+}
+
+static void
+outbox_buffer_check_usable(void)
+{
+	if (buffer->flushed)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot publish while the transaction is being committed")));
+	if (buffer->spoilt)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("messages of this transaction were lost by an earlier error"),
+				 errhint("Roll the transaction back.")));
+}
+
+void
+outbox_buffer_put(Oid serverid, Datum *values, bool *isnull)
+{
+	ResourceOwner old_owner = CurrentResourceOwner;
+	MemoryContext old_context;
+
+	/*
+	 * Temporary files must live as long as the transaction, not as the portal
+	 * or subtransaction that happens to be the first to need one.
+	 */
+	CurrentResourceOwner = TopTransactionResourceOwner;
+	if (buffer == NULL)
+		outbox_buffer_create();
+	outbox_buffer_check_usable();
+	outbox_buffer_note_level();
+
+	old_context = MemoryContextSwitchTo(buffer->context);
+	buffer->servers = list_append_unique_oid(buffer->servers, serverid);
+	MemoryContextSwitchTo(old_context);
+
+	values[OUTBOX_COL_SERVER_KEY] = ObjectIdGetDatum(serverid);
+	isnull[OUTBOX_COL_SERVER_KEY] = false;
+	values[OUTBOX_COL_ID] = Int64GetDatum(0);
+	isnull[OUTBOX_COL_ID] = false;
+
+	buffer->spoilt = true;
+	tuplestore_putvalues(buffer->store, buffer->tupdesc, values, isnull);
+	buffer->spoilt = false;
+	buffer->count++;
+	CurrentResourceOwner = old_owner;
+}
+
+void
+outbox_buffer_visit(OutboxBufferVisitor visit, void *arg)
+{
+	TupleTableSlot *slot;
+	int			range = 0;
+
+	if (buffer == NULL || buffer->spoilt || buffer->flushed)
+		return;
+
+	slot = MakeSingleTupleTableSlot(buffer->tupdesc, &TTSOpsMinimalTuple);
+	tuplestore_select_read_pointer(buffer->store, buffer->visit_pointer);
+	tuplestore_rescan(buffer->store);
+	for (int64 i = 0; i < buffer->count; i++)
+	{
+		if (!tuplestore_gettupleslot(buffer->store, true, false, slot))
+			elog(ERROR, "buffer of amqp_outbox ends early");
+		while (range < buffer->nranges && buffer->ranges[range].end <= i)
+			range++;
+		if (range < buffer->nranges && buffer->ranges[range].first <= i)
+			continue;
+		CHECK_FOR_INTERRUPTS();
+		visit(slot, arg);
+	}
+	ExecDropSingleTupleTableSlot(slot);
+}
+
+/*
+ * Subtransactions
+ */
+
+static void
+outbox_buffer_drop_from(int64 first)
+{
+	OutboxRange *ranges = buffer->ranges;
+	int			n = buffer->nranges;
+
+	/* swallow what inner subtransactions dropped since */
+	while (n > 0 && ranges[n - 1].end >= first)
+	{
+		first = Min(first, ranges[n - 1].first);
+		buffer->dropped -= ranges[n - 1].end - ranges[n - 1].first;
+		n--;
+	}
+	Assert(n < buffer->ranges_size);
+	ranges[n] = (OutboxRange)
+	{
+		.first = first,.end = buffer->count
+	};
+	buffer->nranges = n + 1;
+	buffer->dropped += buffer->count - first;
+}
+
+static void
+outbox_buffer_subxact_aborted(int nest_level)
+{
+	int64		first = buffer->count;
+
+	while (buffer->nlevels > 0 &&
+		   buffer->levels[buffer->nlevels - 1].nest_level >= nest_level)
+		first = buffer->levels[--buffer->nlevels].first;
+	if (first < buffer->count)
+		outbox_buffer_drop_from(first);
+}
+
+/* What the subtransaction put is now its parent's. */
+static void
+outbox_buffer_subxact_committed(int nest_level)
+{
+	OutboxLevel *level;
+	int			parent = nest_level - 1;
+
+	if (buffer->nlevels == 0)
+		return;
+	level = &buffer->levels[buffer->nlevels - 1];
+	if (level->nest_level < nest_level)
+		return;
+	Assert(level->nest_level == nest_level);
+
+	if (parent == 1 ||
+		(buffer->nlevels > 1 && level[-1].nest_level == parent))
+		buffer->nlevels--;
+	else
+		level->nest_level = parent;
+}
+
+static void
+outbox_buffer_subxact_callback(SubXactEvent event, SubTransactionId mySubid,
+							   SubTransactionId parentSubid, void *arg)
+{
+	if (buffer == NULL)
+		return;
+	if (event == SUBXACT_EVENT_COMMIT_SUB)
+		outbox_buffer_subxact_committed(GetCurrentTransactionNestLevel());
+	else if (event == SUBXACT_EVENT_ABORT_SUB)
+		outbox_buffer_subxact_aborted(GetCurrentTransactionNestLevel());
+}
+
+/*
+ * The end of the transaction
+ */
+
+static void
+outbox_buffer_add_to_flush(TupleTableSlot *message, void *arg)
+{
+	outbox_flush_add((OutboxFlush *) arg, message);
+}
+
+static void
+outbox_buffer_flush(void)
+{
+	MemoryContext old_context;
+	OutboxFlush *flush;
+
+	if (buffer == NULL)
+		return;
+	outbox_buffer_check_usable();
+
+	old_context = MemoryContextSwitchTo(buffer->context);
+	if (buffer->count > buffer->dropped)
+	{
+		flush = outbox_flush_begin(buffer->count - buffer->dropped,
+								   buffer->servers);
+		outbox_buffer_visit(outbox_buffer_add_to_flush, flush);
+		outbox_flush_end(flush);
+	}
+	tuplestore_end(buffer->store);
+	buffer->store = NULL;
+	buffer->flushed = true;
+	MemoryContextSwitchTo(old_context);
+}
+
+static void
+outbox_buffer_refuse_prepare(void)
+{
+	if (buffer != NULL && buffer->count > buffer->dropped)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot PREPARE a transaction that has published messages"),
+				 errhint("Commit it in one phase, or publish in a transaction of its own.")));
+}
+
+static void
+outbox_buffer_xact_callback(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+			outbox_buffer_flush();
+			break;
+		case XACT_EVENT_PRE_PREPARE:
+			outbox_buffer_refuse_prepare();
+			break;
+		case XACT_EVENT_COMMIT:
+			buffer = NULL;
+			outbox_horizon_clear(XactLastCommitEnd);
+			break;
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PREPARE:
+			/* memory and files go with the transaction */
+			buffer = NULL;
+			outbox_horizon_clear(InvalidXLogRecPtr);
+			break;
+		case XACT_EVENT_PARALLEL_PRE_COMMIT:
+		case XACT_EVENT_PARALLEL_COMMIT:
+		case XACT_EVENT_PARALLEL_ABORT:
+			/* publishing is refused in parallel mode */
+			break;
+	}
+}
+
+void
+outbox_buffer_install_callbacks(void)
+{
+	RegisterXactCallback(outbox_buffer_xact_callback, NULL);
+	RegisterSubXactCallback(outbox_buffer_subxact_callback, NULL);
+}

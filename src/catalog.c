@@ -1,0 +1,321 @@
+/*-------------------------------------------------------------------------
+ *
+ * catalog.c
+ *	  The extension's own tables, as sessions that publish see them.
+ *
+ * What a publishing transaction needs besides the outbox itself: the stable
+ * keys of servers, the identity of the database, the largest id for the
+ * counter.  Plain scans and inserts, no SPI: this runs inside COMMIT of any
+ * session, whatever its settings and rights are.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xlog.h"
+#include "catalog/indexing.h"
+#include "catalog/namespace.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+#include "catalog.h"
+
+/* Attributes of the small tables, in the order of the install script. */
+#define Anum_server_key_server_key	1
+#define Anum_server_key_server		2
+#define Natts_server_key			2
+#define Natts_identity				2
+
+typedef struct OutboxKeyEntry
+{
+	NameData	server;			/* hash key */
+	int32		key;
+} OutboxKeyEntry;
+
+/* committed keys; valid for one incarnation of the table */
+static HTAB *key_cache = NULL;
+static Oid	key_cache_relid = InvalidOid;
+
+/* the identity table that was seen to hold a committed row */
+static Oid	identity_seen_relid = InvalidOid;
+
+Oid
+outbox_catalog_relid_if_exists(const char *relname)
+{
+	Oid			nspoid = get_namespace_oid(OUTBOX_SCHEMA, true);
+
+	if (!OidIsValid(nspoid))
+		return InvalidOid;
+	return get_relname_relid(relname, nspoid);
+}
+
+Oid
+outbox_catalog_relid(const char *relname)
+{
+	Oid			relid = outbox_catalog_relid_if_exists(relname);
+
+	if (!OidIsValid(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("table \"%s.%s\" does not exist", OUTBOX_SCHEMA,
+						relname),
+				 errhint("CREATE EXTENSION amqp_outbox makes it.")));
+	return relid;
+}
+
+int64
+outbox_catalog_system_identifier(void)
+{
+	return (int64) GetSystemIdentifier();
+}
+
+/*
+ * Keys of servers
+ */
+
+static void
+outbox_catalog_open_key_cache(Oid relid)
+{
+	HASHCTL		ctl = {
+		.keysize = sizeof(NameData),
+		.entrysize = sizeof(OutboxKeyEntry)
+	};
+
+	if (key_cache && key_cache_relid == relid)
+		return;
+	if (key_cache)
+		hash_destroy(key_cache);
+	key_cache = NULL;
+	key_cache = hash_create("amqp_outbox server keys", 8, &ctl,
+							HASH_ELEM | HASH_BLOBS);
+	key_cache_relid = relid;
+}
+
+/* The committed key of a server; 0 if there is none. */
+static int32
+outbox_catalog_find_key(Relation rel, NameData *server)
+{
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	int32		server_key = 0;
+	bool		isnull;
+
+	ScanKeyInit(&key, Anum_server_key_server, BTEqualStrategyNumber, F_NAMEEQ,
+				NameGetDatum(server));
+	scan = systable_beginscan(rel, outbox_catalog_relid("server_key_server_key"),
+							  true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		server_key = DatumGetInt32(heap_getattr(tuple,
+												Anum_server_key_server_key,
+												RelationGetDescr(rel),
+												&isnull));
+	systable_endscan(scan);
+	return server_key;
+}
+
+static int32
+outbox_catalog_largest_key(Relation rel)
+{
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	int32		largest = 0;
+	bool		isnull;
+
+	scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+		largest = Max(largest,
+					  DatumGetInt32(heap_getattr(tuple,
+												 Anum_server_key_server_key,
+												 RelationGetDescr(rel),
+												 &isnull)));
+	systable_endscan(scan);
+	return largest;
+}
+
+/*
+ * Make a key.  Serialized by a lock that is held to the end of the
+ * transaction, which is about to commit: only the first message ever to a
+ * server comes here.
+ */
+static int32
+outbox_catalog_make_key(Relation rel, NameData *server)
+{
+	Datum		values[Natts_server_key];
+	bool		nulls[Natts_server_key] = {false};
+	HeapTuple	tuple;
+	int32		server_key;
+
+	LockRelation(rel, ShareRowExclusiveLock);
+	server_key = outbox_catalog_find_key(rel, server);
+	if (server_key != 0)
+		return server_key;
+
+	server_key = outbox_catalog_largest_key(rel) + 1;
+	values[0] = Int32GetDatum(server_key);
+	values[1] = NameGetDatum(server);
+	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+	CatalogTupleInsert(rel, tuple);
+	heap_freetuple(tuple);
+	CommandCounterIncrement();
+	return server_key;
+}
+
+int32
+outbox_catalog_server_key(const char *server_name)
+{
+	Oid			relid = outbox_catalog_relid("server_key");
+	OutboxKeyEntry *entry;
+	NameData	server;
+	Relation	rel;
+	int32		server_key;
+
+	namestrcpy(&server, server_name);
+	outbox_catalog_open_key_cache(relid);
+	entry = hash_search(key_cache, &server, HASH_FIND, NULL);
+	if (entry)
+		return entry->key;
+
+	rel = table_open(relid, RowExclusiveLock);
+	server_key = outbox_catalog_find_key(rel, &server);
+	if (server_key != 0)
+	{
+		entry = hash_search(key_cache, &server, HASH_ENTER, NULL);
+		entry->key = server_key;
+	}
+	else
+		server_key = outbox_catalog_make_key(rel, &server);
+	table_close(rel, NoLock);
+	return server_key;
+}
+
+/*
+ * Identity
+ */
+
+/*
+ * Two first messages at the same time may both write a row; they are equal,
+ * and the table has no unique index that could make one wait for the other.
+ */
+void
+outbox_catalog_claim_identity(void)
+{
+	Oid			relid = outbox_catalog_relid("identity");
+	Relation	rel;
+	SysScanDesc scan;
+	bool		present;
+
+	if (identity_seen_relid == relid)
+		return;
+
+	rel = table_open(relid, RowExclusiveLock);
+	scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	present = HeapTupleIsValid(systable_getnext(scan));
+	systable_endscan(scan);
+	if (present)
+		identity_seen_relid = relid;
+	else
+	{
+		Datum		values[Natts_identity];
+		bool		nulls[Natts_identity] = {false};
+		HeapTuple	tuple;
+
+		values[0] = Int64GetDatum(outbox_catalog_system_identifier());
+		values[1] = ObjectIdGetDatum(MyDatabaseId);
+		tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+		CatalogTupleInsert(rel, tuple);
+		heap_freetuple(tuple);
+	}
+	table_close(rel, NoLock);
+}
+
+/*
+ * The counter's seed
+ */
+
+/* The largest id of one server in one table; the index leads with both. */
+static int64
+outbox_catalog_largest_id(Relation rel, Relation index, int32 server_key)
+{
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	int64		largest = 0;
+	bool		isnull;
+
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT4EQ,
+				Int32GetDatum(server_key));
+	scan = systable_beginscan_ordered(rel, index, NULL, 1, &key);
+	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
+	if (HeapTupleIsValid(tuple))
+		largest = DatumGetInt64(heap_getattr(tuple, 2, RelationGetDescr(rel),
+											 &isnull));
+	systable_endscan_ordered(scan);
+	return largest;
+}
+
+static int64
+outbox_catalog_largest_in(const char *relname, const char *indexname,
+						  const List *server_keys)
+{
+	Relation	rel = table_open(outbox_catalog_relid(relname),
+								 AccessShareLock);
+	Relation	index = index_open(outbox_catalog_relid(indexname),
+								   AccessShareLock);
+	int64		largest = 0;
+	ListCell   *lc;
+
+	foreach(lc, server_keys)
+		largest = Max(largest,
+					  outbox_catalog_largest_id(rel, index, lfirst_int(lc)));
+	index_close(index, AccessShareLock);
+	table_close(rel, AccessShareLock);
+	return largest;
+}
+
+int64
+outbox_catalog_next_id(void)
+{
+	static const char *const tables[][2] = {
+		{"outbox", "outbox_pkey"},
+		{"receipt", "receipt_pkey"},
+		{"deferred", "deferred_pkey"},
+		{"late", "late_pkey"}
+	};
+	List	   *server_keys = NIL;
+	int64		largest = 0;
+	Relation	rel = table_open(outbox_catalog_relid("server_key"),
+								 AccessShareLock);
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0,
+										  NULL);
+	HeapTuple	tuple;
+	bool		isnull;
+
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+		server_keys = lappend_int(server_keys,
+								  DatumGetInt32(heap_getattr(tuple,
+															 Anum_server_key_server_key,
+															 RelationGetDescr(rel),
+															 &isnull)));
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+
+	for (int i = 0; i < (int) lengthof(tables); i++)
+		largest = Max(largest,
+					  outbox_catalog_largest_in(tables[i][0], tables[i][1],
+												server_keys));
+	list_free(server_keys);
+	return largest + 1;
+}

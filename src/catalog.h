@@ -1,0 +1,68 @@
+/*-------------------------------------------------------------------------
+ *
+ * catalog.h
+ *	  The extension's own tables, as sessions that publish see them.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OUTBOX_CATALOG_H
+#define OUTBOX_CATALOG_H
+
+#include "postgres.h"
+
+#include "utils/rel.h"
+
+#define OUTBOX_EXTENSION	"amqp_outbox"
+#define OUTBOX_SCHEMA		"amqp_outbox"
+
+/* Columns of amqp_outbox.outbox, in the order of the install script. */
+enum OutboxColumn
+{
+	OUTBOX_COL_SERVER_KEY,
+	OUTBOX_COL_ID,
+	OUTBOX_COL_MESSAGE_ID,
+	OUTBOX_COL_ENQUEUED_AT,
+	OUTBOX_COL_EXCHANGE,
+	OUTBOX_COL_ROUTING_KEY,
+	OUTBOX_COL_BODY,
+	OUTBOX_COL_HEADERS,
+	OUTBOX_COL_CONTENT_TYPE,
+	OUTBOX_COL_CONTENT_ENCODING,
+	OUTBOX_COL_PERSISTENT,
+	OUTBOX_COL_PRIORITY,
+	OUTBOX_COL_CORRELATION_ID,
+	OUTBOX_COL_REPLY_TO,
+	OUTBOX_COL_EXPIRATION_MS,
+	OUTBOX_COL_MESSAGE_TIMESTAMP,
+	OUTBOX_COL_TYPE,
+	OUTBOX_COL_USER_ID,
+	OUTBOX_COL_APP_ID,
+	OUTBOX_COL_MANDATORY,
+	OUTBOX_NCOLUMNS
+};
+
+/*
+ * OID of a table of ours; an error that says what is missing if the extension
+ * is not (or no longer) in this database.
+ */
+extern Oid	outbox_catalog_relid(const char *relname);
+
+/* The same, but InvalidOid instead of an error. */
+extern Oid	outbox_catalog_relid_if_exists(const char *relname);
+
+/*
+ * The stable key of a server, made if it has none; making one waits for other
+ * transactions that make one.  Committed keys are remembered.
+ */
+extern int32 outbox_catalog_server_key(const char *server_name);
+
+/* Write this database's identity unless the table holds one. */
+extern void outbox_catalog_claim_identity(void);
+
+/* One past the largest id in all tables. */
+extern int64 outbox_catalog_next_id(void);
+
+/* The system identifier as the tables hold it. */
+extern int64 outbox_catalog_system_identifier(void);
+
+#endif							/* OUTBOX_CATALOG_H */

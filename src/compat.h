@@ -1,0 +1,81 @@
+/*-------------------------------------------------------------------------
+ *
+ * compat.h
+ *	  Every test of a version: PostgreSQL 15 to 18, librabbitmq 0.11 to 0.18.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OUTBOX_COMPAT_H
+#define OUTBOX_COMPAT_H
+
+#include "postgres.h"
+
+#if PG_VERSION_NUM < 150000
+#error "amqp_outbox needs PostgreSQL 15 or later"
+#endif
+
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "utils/wait_event.h"
+
+/* Since 17 the number of a backend is a variable, before it is in MyProc. */
+#if PG_VERSION_NUM >= 170000
+#define OutboxMyProcNumber	((int) MyProcNumber)
+#else
+#define OutboxMyProcNumber	(MyProc->pgprocno)
+#endif
+
+/* Since 16 one function checks the privileges of every kind of object. */
+#if PG_VERSION_NUM >= 160000
+#define outbox_server_aclcheck(serverid, userid) \
+	object_aclcheck(ForeignServerRelationId, (serverid), (userid), ACL_USAGE)
+#else
+#define outbox_server_aclcheck(serverid, userid) \
+	pg_foreign_server_aclcheck((serverid), (userid), ACL_USAGE)
+#endif
+
+/*
+ * Named wait events for extensions came with 17; before, each shows as
+ * "Extension".
+ */
+static inline uint32
+outbox_wait_event(const char *name)
+{
+#if PG_VERSION_NUM >= 170000
+	return WaitEventExtensionNew(name);
+#else
+	(void) name;
+	return PG_WAIT_EXTENSION;
+#endif
+}
+
+/* Since 17 a set of wait events can belong to a resource owner. */
+static inline WaitEventSet *
+outbox_create_wait_event_set(MemoryContext context, int nevents)
+{
+#if PG_VERSION_NUM >= 170000
+	MemoryContext old_context = MemoryContextSwitchTo(context);
+	WaitEventSet *set = CreateWaitEventSet(NULL, nevents);
+
+	MemoryContextSwitchTo(old_context);
+	return set;
+#else
+	return CreateWaitEventSet(context, nevents);
+#endif
+}
+
+/*
+ * librabbitmq's headers moved to a directory with 0.12.  Only properties.c and
+ * the transport define OUTBOX_WITH_LIBRABBITMQ before they include this file.
+ */
+#ifdef OUTBOX_WITH_LIBRABBITMQ
+#if __has_include(<rabbitmq-c/amqp.h>)
+#include <rabbitmq-c/amqp.h>
+#include <rabbitmq-c/framing.h>
+#else
+#include <amqp.h>
+#include <amqp_framing.h>
+#endif
+#endif
+
+#endif							/* OUTBOX_COMPAT_H */

@@ -1,0 +1,183 @@
+/*-------------------------------------------------------------------------
+ *
+ * flush.c
+ *	  Write a transaction's messages into the outbox, at pre-commit.
+ *
+ * Everything that may wait or read comes before the ids are taken: from then
+ * on the horizon of the database stands still until this transaction ends.
+ * Rows are inserted in batches, without triggers and without the executor.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "foreign/foreign.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "catalog.h"
+#include "flush.h"
+#include "horizon.h"
+
+/* A batch is written when it holds this many rows or bytes. */
+#define OUTBOX_BATCH_ROWS	128
+#define OUTBOX_BATCH_BYTES	(256 * 1024)
+
+typedef struct OutboxFlushServer
+{
+	Oid			serverid;
+	int32		key;
+} OutboxFlushServer;
+
+struct OutboxFlush
+{
+	Relation	rel;
+	CatalogIndexState indexes;
+	int			nservers;
+	OutboxFlushServer *servers;
+	int64		next_id;
+	int64		end_id;
+	MemoryContext batch_context;	/* copies of the rows of a batch */
+	int			nslots;			/* made so far */
+	int			nrows;			/* in the batch */
+	Size		nbytes;
+	TupleTableSlot *slots[OUTBOX_BATCH_ROWS];
+};
+
+void
+outbox_flush_seed_counter(Oid outbox_relid)
+{
+	if (!outbox_horizon_is_seeded(outbox_relid))
+		outbox_horizon_seed(outbox_relid, outbox_catalog_next_id());
+}
+
+/* Stable keys of the servers; an error if one was dropped meanwhile. */
+static void
+outbox_flush_map_servers(OutboxFlush *flush, List *servers)
+{
+	ListCell   *lc;
+
+	flush->servers = palloc(list_length(servers) * sizeof(OutboxFlushServer));
+	foreach(lc, servers)
+	{
+		ForeignServer *server = GetForeignServerExtended(lfirst_oid(lc),
+														 FSV_MISSING_OK);
+		OutboxFlushServer *map = &flush->servers[flush->nservers];
+
+		if (server == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("a server that this transaction published to was dropped")));
+		map->serverid = server->serverid;
+		map->key = outbox_catalog_server_key(server->servername);
+		flush->nservers++;
+	}
+}
+
+static int32
+outbox_flush_server_key(OutboxFlush *flush, Oid serverid)
+{
+	for (int i = 0; i < flush->nservers; i++)
+	{
+		if (flush->servers[i].serverid == serverid)
+			return flush->servers[i].key;
+	}
+	elog(ERROR, "server %u is not among those of the transaction", serverid);
+	return 0;
+}
+
+OutboxFlush *
+outbox_flush_begin(int64 n, List *servers)
+{
+	OutboxFlush *flush = palloc0(sizeof(OutboxFlush));
+	Oid			relid = outbox_catalog_relid("outbox");
+
+	flush->batch_context = AllocSetContextCreate(CurrentMemoryContext,
+												 "amqp_outbox flush batch",
+												 ALLOCSET_DEFAULT_SIZES);
+
+	/* TOAST wants a snapshot, and at pre-commit there is none. */
+	PushActiveSnapshot(GetTransactionSnapshot());
+	flush->rel = table_open(relid, RowExclusiveLock);
+	if (RelationGetNumberOfAttributes(flush->rel) != OUTBOX_NCOLUMNS)
+		elog(ERROR, "table \"%s\" has an unexpected shape",
+			 RelationGetRelationName(flush->rel));
+	flush->indexes = CatalogOpenIndexes(flush->rel);
+	outbox_flush_map_servers(flush, servers);
+	outbox_catalog_claim_identity();
+	outbox_flush_seed_counter(relid);
+
+	flush->next_id = outbox_horizon_register(relid, n);
+	flush->end_id = flush->next_id + n;
+	return flush;
+}
+
+static void
+outbox_flush_write(OutboxFlush *flush)
+{
+	if (flush->nrows == 0)
+		return;
+
+	CatalogTuplesMultiInsertWithInfo(flush->rel, flush->slots, flush->nrows,
+									 flush->indexes);
+	for (int i = 0; i < flush->nrows; i++)
+		ExecClearTuple(flush->slots[i]);
+	MemoryContextReset(flush->batch_context);
+	flush->nrows = 0;
+	flush->nbytes = 0;
+}
+
+/* An empty slot of the batch. */
+static TupleTableSlot *
+outbox_flush_next_slot(OutboxFlush *flush)
+{
+	if (flush->nrows == flush->nslots)
+		flush->slots[flush->nslots++] =
+			MakeSingleTupleTableSlot(RelationGetDescr(flush->rel),
+									 &TTSOpsHeapTuple);
+	return flush->slots[flush->nrows];
+}
+
+void
+outbox_flush_add(OutboxFlush *flush, TupleTableSlot *message)
+{
+	TupleTableSlot *slot = outbox_flush_next_slot(flush);
+	MemoryContext old_context;
+	HeapTuple	tuple;
+
+	Assert(flush->next_id < flush->end_id);
+	slot_getallattrs(message);
+	message->tts_values[OUTBOX_COL_SERVER_KEY] =
+		Int32GetDatum(outbox_flush_server_key(flush,
+											  DatumGetObjectId(message->tts_values[OUTBOX_COL_SERVER_KEY])));
+	message->tts_values[OUTBOX_COL_ID] = Int64GetDatum(flush->next_id++);
+
+	old_context = MemoryContextSwitchTo(flush->batch_context);
+	tuple = heap_form_tuple(RelationGetDescr(flush->rel),
+							message->tts_values, message->tts_isnull);
+	MemoryContextSwitchTo(old_context);
+	ExecStoreHeapTuple(tuple, slot, false);
+
+	flush->nrows++;
+	flush->nbytes += tuple->t_len;
+	if (flush->nrows == OUTBOX_BATCH_ROWS ||
+		flush->nbytes >= OUTBOX_BATCH_BYTES)
+		outbox_flush_write(flush);
+}
+
+void
+outbox_flush_end(OutboxFlush *flush)
+{
+	outbox_flush_write(flush);
+	Assert(flush->next_id == flush->end_id);
+
+	for (int i = 0; i < flush->nslots; i++)
+		ExecDropSingleTupleTableSlot(flush->slots[i]);
+	CatalogCloseIndexes(flush->indexes);
+	table_close(flush->rel, NoLock);
+	PopActiveSnapshot();
+}

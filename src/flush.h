@@ -1,0 +1,34 @@
+/*-------------------------------------------------------------------------
+ *
+ * flush.h
+ *	  Write a transaction's messages into the outbox, at pre-commit.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OUTBOX_FLUSH_H
+#define OUTBOX_FLUSH_H
+
+#include "executor/tuptable.h"
+#include "nodes/pg_list.h"
+
+typedef struct OutboxFlush OutboxFlush;
+
+/*
+ * Begin to write n messages to these servers (OIDs).  Takes the ids, so the
+ * horizon stands still until the transaction ends.
+ */
+extern OutboxFlush *outbox_flush_begin(int64 n, List *servers);
+
+/*
+ * Write one message: a row of the outbox with the OID of the server in the
+ * place of its key and no id.
+ */
+extern void outbox_flush_add(OutboxFlush *flush, TupleTableSlot *message);
+
+/* Write what is left.  As many messages as promised must have been added. */
+extern void outbox_flush_end(OutboxFlush *flush);
+
+/* Make sure that the id counter of this outbox is set. */
+extern void outbox_flush_seed_counter(Oid outbox_relid);
+
+#endif							/* OUTBOX_FLUSH_H */

@@ -1,0 +1,363 @@
+/*-------------------------------------------------------------------------
+ *
+ * horizon.c
+ *	  Ids in commit order, and how far they can be read.
+ *
+ * A transaction takes the ids of its messages in the last instants before it
+ * commits.  Ids are handed out by a counter in shared memory, one for each
+ * database (and outbox relation: a new CREATE EXTENSION starts anew).  In the
+ * same critical section in which a backend takes a block of ids it registers
+ * the first of them in its slot, and the slot is cleared only in the COMMIT or
+ * ABORT callback, when everybody can see what became of the transaction.
+ *
+ * The horizon of a database is the smallest registered id, or, if none is
+ * registered, the next id to be taken.  Whoever takes the horizon first and a
+ * snapshot afterwards sees every row below the horizon that will ever be
+ * there: its transaction was over before the snapshot.
+ *
+ * The counter is not durable.  After a start it is seeded from the tables by
+ * whoever comes first; until then there is no horizon.
+ *
+ * Locking: everything in OutboxHorizonShared is protected by its lock, shared
+ * to read, exclusive to change.  Nothing under the lock can fail, allocate or
+ * do I/O.  Latches are set after the lock was released.
+ *
+ * Runs in every backend that publishes and in the workers.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "storage/lwlock.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "horizon.h"
+#include "settings.h"
+#include "shared.h"
+
+/* Databases with an outbox in one cluster; a few dozen bytes each. */
+#define OUTBOX_MAX_DATABASES	256
+
+typedef struct OutboxDatabase
+{
+	Oid			dboid;			/* InvalidOid: unused */
+	Oid			outbox_relid;
+	int64		next_id;
+	XLogRecPtr	commit_lsn;		/* end of the newest commit that took ids */
+} OutboxDatabase;
+
+/* What the transaction of one backend has taken. */
+typedef struct OutboxSlot
+{
+	int			database;		/* index, -1: nothing taken */
+	int64		first_id;
+	TimestampTz since;
+} OutboxSlot;
+
+/* A worker that wants to be woken. */
+typedef struct OutboxListener
+{
+	Oid			dboid;			/* InvalidOid: unused */
+	Latch	   *latch;
+	int64		horizon;		/* the last one it read */
+} OutboxListener;
+
+typedef struct OutboxHorizonShared
+{
+	LWLock	   *lock;
+	int			nslots;
+	OutboxDatabase databases[OUTBOX_MAX_DATABASES];
+	int			nlisteners;		/* used ones are among the first of these */
+	OutboxSlot	slots[FLEXIBLE_ARRAY_MEMBER];	/* then the listeners */
+} OutboxHorizonShared;
+
+/* index in databases of the ids this transaction took, or -1 */
+static int	my_database = -1;
+
+/* index of this worker's listener, or -1 */
+static int	my_listener = -1;
+
+static int
+outbox_horizon_nslots(void)
+{
+	return MaxBackends;
+}
+
+static OutboxListener *
+outbox_horizon_listeners(OutboxHorizonShared *shared)
+{
+	return (OutboxListener *) &shared->slots[shared->nslots];
+}
+
+Size
+outbox_horizon_size(void)
+{
+	Size		size = offsetof(OutboxHorizonShared, slots);
+
+	size = add_size(size, mul_size(outbox_horizon_nslots(),
+								   sizeof(OutboxSlot)));
+	return add_size(size, mul_size(outbox_max_workers,
+								   sizeof(OutboxListener)));
+}
+
+void
+outbox_horizon_init(OutboxHorizonShared *shared, bool found)
+{
+	if (found)
+		return;
+
+	memset(shared, 0, outbox_horizon_size());
+	shared->lock = &GetNamedLWLockTranche("amqp_outbox")[0].lock;
+	shared->nslots = outbox_horizon_nslots();
+	for (int i = 0; i < shared->nslots; i++)
+		shared->slots[i].database = -1;
+}
+
+/* The index of this database's entry, -1 if there is none.  Under the lock. */
+static int
+outbox_horizon_find(Oid outbox_relid)
+{
+	OutboxHorizonShared *shared = outbox_horizon_shared;
+
+	Assert(LWLockHeldByMe(shared->lock));
+	for (int i = 0; i < OUTBOX_MAX_DATABASES; i++)
+	{
+		if (shared->databases[i].dboid == MyDatabaseId &&
+			shared->databases[i].outbox_relid == outbox_relid)
+			return i;
+	}
+	return -1;
+}
+
+static bool
+outbox_horizon_in_use(int database)
+{
+	OutboxHorizonShared *shared = outbox_horizon_shared;
+
+	for (int i = 0; i < shared->nslots; i++)
+	{
+		if (shared->slots[i].database == database)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * An entry for a new counter: that of a former outbox of this database, which
+ * was dropped, or an unused one; -1 if there is none.
+ */
+static int
+outbox_horizon_find_room(void)
+{
+	OutboxHorizonShared *shared = outbox_horizon_shared;
+	int			unused = -1;
+
+	for (int i = 0; i < OUTBOX_MAX_DATABASES; i++)
+	{
+		if (shared->databases[i].dboid == MyDatabaseId &&
+			!outbox_horizon_in_use(i))
+			return i;
+		if (!OidIsValid(shared->databases[i].dboid) && unused < 0)
+			unused = i;
+	}
+	return unused;
+}
+
+bool
+outbox_horizon_is_seeded(Oid outbox_relid)
+{
+	bool		seeded;
+
+	LWLockAcquire(outbox_horizon_shared->lock, LW_SHARED);
+	seeded = outbox_horizon_find(outbox_relid) >= 0;
+	LWLockRelease(outbox_horizon_shared->lock);
+	return seeded;
+}
+
+void
+outbox_horizon_seed(Oid outbox_relid, int64 next_id)
+{
+	OutboxHorizonShared *shared = outbox_horizon_shared;
+	int			i;
+
+	Assert(next_id > 0);
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	i = outbox_horizon_find(outbox_relid);
+	if (i < 0)
+	{
+		i = outbox_horizon_find_room();
+		if (i >= 0)
+			shared->databases[i] = (OutboxDatabase)
+			{
+				.dboid = MyDatabaseId,
+				.outbox_relid = outbox_relid,
+				.next_id = next_id,
+				.commit_lsn = InvalidXLogRecPtr
+			};
+	}
+	LWLockRelease(shared->lock);
+
+	if (i < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("too many databases use amqp_outbox"),
+				 errdetail("There is room for %d in one cluster.",
+						   OUTBOX_MAX_DATABASES),
+				 errhint("A restart of the server forgets databases that were dropped.")));
+}
+
+int64
+outbox_horizon_register(Oid outbox_relid, int64 n)
+{
+	OutboxHorizonShared *shared = outbox_horizon_shared;
+	OutboxSlot *slot = &shared->slots[OutboxMyProcNumber];
+	TimestampTz now = GetCurrentTimestamp();
+	int64		first_id = 0;
+	int			i;
+
+	Assert(n > 0);
+	Assert(my_database < 0 && slot->database < 0);
+	Assert(OutboxMyProcNumber < shared->nslots);
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	i = outbox_horizon_find(outbox_relid);
+	if (i >= 0)
+	{
+		first_id = shared->databases[i].next_id;
+		shared->databases[i].next_id += n;
+		slot->first_id = first_id;
+		slot->since = now;
+		slot->database = i;
+		my_database = i;
+	}
+	LWLockRelease(shared->lock);
+
+	if (i < 0)
+		elog(ERROR, "id counter of amqp_outbox is not seeded");
+	return first_id;
+}
+
+bool
+outbox_horizon_registered(void)
+{
+	return my_database >= 0;
+}
+
+void
+outbox_horizon_clear(XLogRecPtr commit_lsn)
+{
+	OutboxHorizonShared *shared = outbox_horizon_shared;
+	OutboxListener *listeners;
+	OutboxDatabase *database;
+	OutboxSlot *slot;
+	Latch	   *wake[OUTBOX_MAX_WORKERS];
+	int			nwake = 0;
+
+	if (my_database < 0)
+		return;
+
+	listeners = outbox_horizon_listeners(shared);
+	database = &shared->databases[my_database];
+	slot = &shared->slots[OutboxMyProcNumber];
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	Assert(slot->database == my_database);
+	slot->database = -1;
+	if (commit_lsn > database->commit_lsn)
+		database->commit_lsn = commit_lsn;
+
+	/*
+	 * Wake whoever stopped at a horizon below the last id taken, also after
+	 * an abort: this transaction may have been what held the horizon before
+	 * another's committed message.
+	 */
+	for (int i = 0; i < shared->nlisteners; i++)
+	{
+		if (listeners[i].dboid == MyDatabaseId &&
+			listeners[i].horizon < database->next_id)
+			wake[nwake++] = listeners[i].latch;
+	}
+	LWLockRelease(shared->lock);
+	my_database = -1;
+
+	while (nwake > 0)
+		SetLatch(wake[--nwake]);
+}
+
+int64
+outbox_horizon_read(Oid outbox_relid)
+{
+	OutboxHorizonShared *shared = outbox_horizon_shared;
+	int64		horizon = 0;
+	int			database;
+
+	Assert(my_listener >= 0);
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	database = outbox_horizon_find(outbox_relid);
+	if (database >= 0)
+	{
+		horizon = shared->databases[database].next_id;
+		for (int i = 0; i < shared->nslots; i++)
+		{
+			if (shared->slots[i].database == database &&
+				shared->slots[i].first_id < horizon)
+				horizon = shared->slots[i].first_id;
+		}
+	}
+	outbox_horizon_listeners(shared)[my_listener].horizon = horizon;
+	LWLockRelease(shared->lock);
+	return horizon;
+}
+
+XLogRecPtr
+outbox_horizon_commit_lsn(Oid outbox_relid)
+{
+	OutboxHorizonShared *shared = outbox_horizon_shared;
+	XLogRecPtr	lsn = InvalidXLogRecPtr;
+	int			i;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	i = outbox_horizon_find(outbox_relid);
+	if (i >= 0)
+		lsn = shared->databases[i].commit_lsn;
+	LWLockRelease(shared->lock);
+	return lsn;
+}
+
+void
+outbox_horizon_listen(Latch *latch)
+{
+	OutboxHorizonShared *shared = outbox_horizon_shared;
+	OutboxListener *listeners = outbox_horizon_listeners(shared);
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < outbox_max_workers && my_listener < 0; i++)
+	{
+		if (OidIsValid(listeners[i].dboid))
+			continue;
+		listeners[i].latch = latch;
+		listeners[i].horizon = 0;
+		listeners[i].dboid = MyDatabaseId;
+		shared->nlisteners = Max(shared->nlisteners, i + 1);
+		my_listener = i;
+	}
+	LWLockRelease(shared->lock);
+
+	if (my_listener < 0)
+		elog(ERROR, "more workers of amqp_outbox than listeners");
+}
+
+void
+outbox_horizon_unlisten(void)
+{
+	OutboxHorizonShared *shared = outbox_horizon_shared;
+
+	if (my_listener < 0)
+		return;
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	outbox_horizon_listeners(shared)[my_listener].dboid = InvalidOid;
+	LWLockRelease(shared->lock);
+	my_listener = -1;
+}

@@ -1,0 +1,66 @@
+/*-------------------------------------------------------------------------
+ *
+ * horizon.h
+ *	  Ids in commit order, and how far they can be read.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OUTBOX_HORIZON_H
+#define OUTBOX_HORIZON_H
+
+#include "postgres.h"
+
+#include "access/xlogdefs.h"
+#include "datatype/timestamp.h"
+#include "storage/latch.h"
+
+/* For shared.c, which makes the memory. */
+struct OutboxHorizonShared;
+extern Size outbox_horizon_size(void);
+extern void outbox_horizon_init(struct OutboxHorizonShared *shared, bool found);
+
+/* Whether the counter of this database and outbox relation is set. */
+extern bool outbox_horizon_is_seeded(Oid outbox_relid);
+
+/*
+ * Set the counter unless somebody did already.  next_id must be greater than
+ * every id in the tables; find it without a lock.  Error 53200 if there are
+ * more databases than there is room for.
+ */
+extern void outbox_horizon_seed(Oid outbox_relid, int64 next_id);
+
+/*
+ * Take n consecutive ids for the current transaction, which is registered
+ * until outbox_horizon_clear().  The counter must be seeded.  At most once a
+ * transaction.
+ */
+extern int64 outbox_horizon_register(Oid outbox_relid, int64 n);
+
+/*
+ * In the COMMIT or ABORT callback of a transaction: if it took ids, take its
+ * registration back, raise the LSN up to which commits must be durable (commit
+ * only; else InvalidXLogRecPtr) and wake the workers that waited for it.
+ */
+extern void outbox_horizon_clear(XLogRecPtr commit_lsn);
+
+/* Whether the current transaction has taken ids. */
+extern bool outbox_horizon_registered(void);
+
+/*
+ * For a worker: the id below which every transaction that took an id has
+ * ended, 0 if the counter is not seeded.  Take it before the snapshot.  The
+ * worker will be woken by the next change above it.
+ */
+extern int64 outbox_horizon_read(Oid outbox_relid);
+
+/*
+ * For a worker: the LSN that must be flushed before what was read may be
+ * published.  Take it after the snapshot.
+ */
+extern XLogRecPtr outbox_horizon_commit_lsn(Oid outbox_relid);
+
+/* A worker begins or ends to listen for ids of its database. */
+extern void outbox_horizon_listen(Latch *latch);
+extern void outbox_horizon_unlisten(void);
+
+#endif							/* OUTBOX_HORIZON_H */

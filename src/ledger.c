@@ -1,0 +1,350 @@
+/*-------------------------------------------------------------------------
+ *
+ * ledger.c
+ *	  Messages between being read and being settled.
+ *
+ * A ring with three pointers, which count messages since the start:
+ *
+ *	  removed ......... sent ......... added
+ *		 | in flight, or  | to be sent   |
+ *		 | settled        |              |
+ *
+ * Delivery tags belong to a channel and count what was sent on it, so a
+ * second ring leads from a tag to its message.  Acknowledgements come in any
+ * order; "multiple" means all open ones up to a tag, and every tag is visited
+ * once on the way up, so the cost is one step for each message.
+ *
+ * Pure: no I/O, no clock, no shared state.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "utils/memutils.h"
+
+#include "ledger.h"
+
+struct OutboxLedger
+{
+	uint64		removed;
+	uint64		sent;
+	uint64		added;
+	int			settled;		/* of those from removed on, without a gap */
+	int			in_flight;		/* sent, confirm outstanding */
+	Size		bytes;
+	uint64		first_open_tag; /* every tag below has an answer */
+	uint64		last_tag;
+	uint32		mask;			/* size - 1 */
+	OutboxEntry *entries;
+	uint64	   *tags;			/* position of the message with a tag */
+};
+
+/* what a message occupies besides its body, roughly */
+#define OUTBOX_MESSAGE_OVERHEAD 512
+
+OutboxLedger *
+outbox_ledger_create(MemoryContext context, int size)
+{
+	OutboxLedger *ledger = MemoryContextAllocZero(context,
+												  sizeof(OutboxLedger));
+
+	Assert((size & (size - 1)) == 0);
+	ledger->mask = size - 1;
+	ledger->entries = MemoryContextAllocZero(context,
+											 size * sizeof(OutboxEntry));
+	ledger->tags = MemoryContextAllocZero(context, size * sizeof(uint64));
+	ledger->first_open_tag = 1;
+	return ledger;
+}
+
+static OutboxEntry *
+outbox_ledger_at(OutboxLedger *ledger, uint64 position)
+{
+	Assert(position >= ledger->removed && position < ledger->added);
+	return &ledger->entries[position & ledger->mask];
+}
+
+static Size
+outbox_entry_bytes(const OutboxEntry *entry)
+{
+	return entry->message->body_len + OUTBOX_MESSAGE_OVERHEAD;
+}
+
+int
+outbox_ledger_count(const OutboxLedger *ledger)
+{
+	return (int) (ledger->added - ledger->removed);
+}
+
+int
+outbox_ledger_room(const OutboxLedger *ledger)
+{
+	return (int) ledger->mask + 1 - outbox_ledger_count(ledger);
+}
+
+Size
+outbox_ledger_bytes(const OutboxLedger *ledger)
+{
+	return ledger->bytes;
+}
+
+int
+outbox_ledger_in_flight(const OutboxLedger *ledger)
+{
+	return ledger->in_flight;
+}
+
+int
+outbox_ledger_unpublished(const OutboxLedger *ledger)
+{
+	return (int) (ledger->added - ledger->sent);
+}
+
+void
+outbox_ledger_add(OutboxLedger *ledger, OutboxMessage **messages, int n,
+				  MemoryContext batch)
+{
+	Assert(n > 0 && n <= outbox_ledger_room(ledger));
+	for (int i = 0; i < n; i++)
+	{
+		OutboxEntry *entry = &ledger->entries[ledger->added & ledger->mask];
+
+		*entry = (OutboxEntry)
+		{
+			.message = messages[i],
+			.batch = batch,
+			.last_of_batch = (i == n - 1),
+			.outcome = OUTBOX_OPEN
+		};
+		ledger->bytes += outbox_entry_bytes(entry);
+		ledger->added++;
+	}
+}
+
+OutboxEntry *
+outbox_ledger_next(OutboxLedger *ledger)
+{
+	/* after a reconnection some already have their outcome */
+	while (ledger->sent < ledger->added &&
+		   outbox_ledger_at(ledger, ledger->sent)->outcome != OUTBOX_OPEN)
+		ledger->sent++;
+	return ledger->sent < ledger->added ?
+		outbox_ledger_at(ledger, ledger->sent) : NULL;
+}
+
+void
+outbox_ledger_sent(OutboxLedger *ledger, uint64 tag, TimestampTz now)
+{
+	OutboxEntry *entry = outbox_ledger_at(ledger, ledger->sent);
+
+	Assert(tag == ledger->last_tag + 1);
+	entry->tag = tag;
+	entry->sent_at = now;
+	ledger->last_tag = tag;
+	ledger->tags[tag & ledger->mask] = ledger->sent;
+	ledger->sent++;
+	ledger->in_flight++;
+}
+
+static void
+outbox_entry_explain(OutboxEntry *entry, OutboxOutcome outcome,
+					 int reply_code, const char *reason)
+{
+	entry->outcome = outcome;
+	entry->reply_code = reply_code;
+	entry->reason = MemoryContextStrdup(entry->batch, reason);
+}
+
+void
+outbox_ledger_refused(OutboxLedger *ledger, int reply_code,
+					  const char *reason)
+{
+	outbox_entry_explain(outbox_ledger_at(ledger, ledger->sent),
+						 OUTBOX_REJECTED, reply_code, reason);
+	ledger->sent++;
+}
+
+/* The broker answered one tag; a second answer changes nothing. */
+static void
+outbox_ledger_answer(OutboxLedger *ledger, uint64 tag, bool ack)
+{
+	uint64		position = ledger->tags[tag & ledger->mask];
+	OutboxEntry *entry;
+
+	if (position < ledger->removed)
+		return;
+	entry = outbox_ledger_at(ledger, position);
+	if (entry->tag != tag)
+		return;
+
+	entry->tag = 0;
+	ledger->in_flight--;
+	if (entry->outcome != OUTBOX_OPEN)
+		return;					/* it was returned before */
+	if (ack)
+		entry->outcome = OUTBOX_DELIVERED;
+	else
+		outbox_entry_explain(entry, OUTBOX_REJECTED, 0,
+							 "the broker did not take the message (basic.nack)");
+}
+
+bool
+outbox_ledger_confirm(OutboxLedger *ledger, uint64 tag, bool multiple,
+					  bool ack)
+{
+	/* AMQP 0-9-1, basic.ack: tag 0 with multiple means all so far */
+	if (tag == 0 && multiple)
+		tag = ledger->last_tag;
+	if (tag > ledger->last_tag || (tag == 0 && ledger->last_tag > 0))
+		return false;
+
+	if (!multiple)
+		outbox_ledger_answer(ledger, tag, ack);
+	else
+	{
+		for (uint64 t = ledger->first_open_tag; t <= tag; t++)
+			outbox_ledger_answer(ledger, t, ack);
+		ledger->first_open_tag = Max(ledger->first_open_tag, tag + 1);
+	}
+	return true;
+}
+
+bool
+outbox_ledger_return(OutboxLedger *ledger, const char *message_id,
+					 const char *exchange, const char *routing_key,
+					 int reply_code, const char *reason)
+{
+	/*
+	 * A return carries no delivery tag.  Returns come in the order of
+	 * publishing, so it is the first of those in flight that looks like it
+	 * and was not returned yet.
+	 */
+	for (uint64 p = ledger->removed; p < ledger->sent; p++)
+	{
+		OutboxEntry *entry = outbox_ledger_at(ledger, p);
+
+		if (entry->tag == 0 || entry->outcome != OUTBOX_OPEN ||
+			strcmp(entry->message->message_id, message_id) != 0 ||
+			strcmp(entry->message->routing_key, routing_key) != 0 ||
+			strcmp(entry->message->exchange, exchange) != 0)
+			continue;
+		outbox_entry_explain(entry, OUTBOX_RETURNED, reply_code, reason);
+		return true;
+	}
+	return false;
+}
+
+OutboxEntry *
+outbox_ledger_sole(OutboxLedger *ledger)
+{
+	if (ledger->in_flight != 1)
+		return NULL;
+	for (uint64 p = ledger->removed; p < ledger->sent; p++)
+	{
+		OutboxEntry *entry = outbox_ledger_at(ledger, p);
+
+		if (entry->tag != 0)
+			return entry->outcome == OUTBOX_OPEN ? entry : NULL;
+	}
+	return NULL;
+}
+
+void
+outbox_ledger_reject(OutboxLedger *ledger, OutboxEntry *entry, int reply_code,
+					 const char *reason)
+{
+	Assert(entry->tag != 0);
+	entry->tag = 0;
+	ledger->in_flight--;
+	outbox_entry_explain(entry, OUTBOX_REJECTED, reply_code, reason);
+}
+
+int
+outbox_ledger_forget_tags(OutboxLedger *ledger)
+{
+	uint64		was_sent = ledger->sent;
+	int			again = 0;
+
+	ledger->sent = ledger->removed + ledger->settled;
+	for (uint64 p = ledger->removed; p < was_sent; p++)
+	{
+		OutboxEntry *entry = outbox_ledger_at(ledger, p);
+
+		entry->tag = 0;
+		if (entry->outcome == OUTBOX_OPEN)
+			again++;
+	}
+	ledger->in_flight = 0;
+	ledger->last_tag = 0;
+	ledger->first_open_tag = 1;
+	return again;
+}
+
+TimestampTz
+outbox_ledger_oldest_sent(const OutboxLedger *ledger)
+{
+	if (ledger->in_flight == 0)
+		return 0;
+	for (uint64 p = ledger->removed + ledger->settled; p < ledger->sent; p++)
+	{
+		const OutboxEntry *entry = &ledger->entries[p & ledger->mask];
+
+		if (entry->tag != 0)
+			return entry->sent_at;
+	}
+	return 0;
+}
+
+int
+outbox_ledger_settled(OutboxLedger *ledger)
+{
+	while (ledger->removed + ledger->settled < ledger->added &&
+		   outbox_ledger_at(ledger,
+							ledger->removed + ledger->settled)->outcome != OUTBOX_OPEN)
+		ledger->settled++;
+	return ledger->settled;
+}
+
+OutboxEntry *
+outbox_ledger_get(OutboxLedger *ledger, int i)
+{
+	return outbox_ledger_at(ledger, ledger->removed + i);
+}
+
+void
+outbox_ledger_remove(OutboxLedger *ledger, int n)
+{
+	Assert(n <= ledger->settled);
+	for (int i = 0; i < n; i++)
+	{
+		OutboxEntry *entry = outbox_ledger_at(ledger, ledger->removed);
+
+		/* a returned message whose confirm is still to come */
+		if (entry->tag != 0)
+			ledger->in_flight--;
+		ledger->bytes -= outbox_entry_bytes(entry);
+		if (entry->last_of_batch)
+			MemoryContextDelete(entry->batch);
+		entry->message = NULL;
+		ledger->removed++;
+	}
+	ledger->settled -= n;
+	ledger->sent = Max(ledger->sent, ledger->removed);
+}
+
+void
+outbox_ledger_clear(OutboxLedger *ledger)
+{
+	while (ledger->removed < ledger->added)
+	{
+		OutboxEntry *entry = outbox_ledger_at(ledger, ledger->removed);
+
+		if (entry->last_of_batch)
+			MemoryContextDelete(entry->batch);
+		ledger->removed++;
+	}
+	ledger->sent = ledger->added;
+	ledger->settled = 0;
+	ledger->bytes = 0;
+	outbox_ledger_forget_tags(ledger);
+}

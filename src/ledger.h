@@ -1,0 +1,90 @@
+/*-------------------------------------------------------------------------
+ *
+ * ledger.h
+ *	  Messages between being read and being settled.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OUTBOX_LEDGER_H
+#define OUTBOX_LEDGER_H
+
+#include "message.h"
+
+typedef struct OutboxLedger OutboxLedger;
+
+/* One message on its way. */
+typedef struct OutboxEntry
+{
+	OutboxMessage *message;
+	MemoryContext batch;		/* what its reading allocated */
+	bool		last_of_batch;	/* whoever removes it deletes the context */
+	uint64		tag;			/* of its newest attempt, 0: not sent */
+	TimestampTz sent_at;
+	OutboxOutcome outcome;
+	int			reply_code;		/* if returned or rejected */
+	char	   *reason;			/* the same; in the batch's context */
+} OutboxEntry;
+
+/* An empty ledger with room for this many messages (a power of two). */
+extern OutboxLedger *outbox_ledger_create(MemoryContext context, int size);
+
+extern int	outbox_ledger_room(const OutboxLedger *ledger);
+extern int	outbox_ledger_count(const OutboxLedger *ledger);
+extern Size outbox_ledger_bytes(const OutboxLedger *ledger);
+extern int	outbox_ledger_in_flight(const OutboxLedger *ledger);
+extern int	outbox_ledger_unpublished(const OutboxLedger *ledger);
+
+/* Take over the messages of one batch and the context they live in. */
+extern void outbox_ledger_add(OutboxLedger *ledger, OutboxMessage **messages,
+							  int n, MemoryContext batch);
+
+/* The next one to send, NULL if there is none. */
+extern OutboxEntry *outbox_ledger_next(OutboxLedger *ledger);
+
+/*
+ * That one was sent with this tag, or (tag 0) cannot be sent at all.  Tags
+ * ascend by one from 1, anew after outbox_ledger_forget_tags().
+ */
+extern void outbox_ledger_sent(OutboxLedger *ledger, uint64 tag,
+							   TimestampTz now);
+extern void outbox_ledger_refused(OutboxLedger *ledger, int reply_code,
+								  const char *reason);
+
+/*
+ * The broker's answers.  Both are false if they are about a message that was
+ * not sent: then the broker cannot be trusted.
+ */
+extern bool outbox_ledger_confirm(OutboxLedger *ledger, uint64 tag,
+								  bool multiple, bool ack);
+extern bool outbox_ledger_return(OutboxLedger *ledger, const char *message_id,
+								 const char *exchange,
+								 const char *routing_key, int reply_code,
+								 const char *reason);
+
+/* The only message in flight, NULL if there are none or several. */
+extern OutboxEntry *outbox_ledger_sole(OutboxLedger *ledger);
+extern void outbox_ledger_reject(OutboxLedger *ledger, OutboxEntry *entry,
+								 int reply_code, const char *reason);
+
+/*
+ * The channel is gone: all that was sent and has no outcome will be sent
+ * again.  Returns how many messages that are (the first ones to be sent).
+ */
+extern int	outbox_ledger_forget_tags(OutboxLedger *ledger);
+
+/* When the oldest message in flight was sent; 0 if none is in flight. */
+extern TimestampTz outbox_ledger_oldest_sent(const OutboxLedger *ledger);
+
+/* How many of the oldest messages have an outcome, without a gap. */
+extern int	outbox_ledger_settled(OutboxLedger *ledger);
+
+/* The i-th oldest message. */
+extern OutboxEntry *outbox_ledger_get(OutboxLedger *ledger, int i);
+
+/* Remove the n oldest messages and free what they occupied. */
+extern void outbox_ledger_remove(OutboxLedger *ledger, int n);
+
+/* Remove all. */
+extern void outbox_ledger_clear(OutboxLedger *ledger);
+
+#endif							/* OUTBOX_LEDGER_H */

@@ -1,0 +1,82 @@
+/*-------------------------------------------------------------------------
+ *
+ * message.h
+ *	  A message and its outcomes, as C sees them.
+ *
+ * An OutboxMessage is what the worker carries from the outbox to the broker.
+ * Every string in it is UTF-8, whatever the server encoding: the store
+ * converts on reading, inside a transaction, so that nobody who holds a
+ * message later needs the catalogs.
+ *
+ * An OutboxFailure says why something of the outside world failed.  It is
+ * plain data: network code fills it instead of raising an error, and whoever
+ * logs or shows it turns it into an ereport.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OUTBOX_MESSAGE_H
+#define OUTBOX_MESSAGE_H
+
+#include "postgres.h"
+
+#include "utils/jsonb.h"
+#include "utils/timestamp.h"
+
+/* AMQP 0-9-1, section 4.2.5.3: a short string holds at most 255 bytes */
+#define OUTBOX_SHORTSTR_MAX		255
+
+/* the longest text of a failure's message and detail that is kept */
+#define OUTBOX_FAILURE_MESSAGE_LEN	256
+#define OUTBOX_FAILURE_DETAIL_LEN	512
+
+/* built by properties.c; only the transport looks inside */
+struct amqp_basic_properties_t_;
+
+typedef struct OutboxMessage
+{
+	int64		id;				/* its place in the outbox of its server */
+	bool		deferred;		/* read from amqp_outbox.deferred */
+	int			attempts;		/* attempts already settled, 0 for a new one */
+
+	const char *message_id;
+	const char *exchange;		/* "" is AMQP's default exchange */
+	const char *routing_key;
+	const char *body;			/* not NUL-terminated */
+	Size		body_len;		/* bytes */
+
+	/* the AMQP properties; a null pointer or -1 leaves one out */
+	Jsonb	   *headers;
+	const char *content_type;
+	const char *content_encoding;
+	const char *correlation_id;
+	const char *reply_to;
+	const char *type;
+	const char *user_id;
+	const char *app_id;
+	int64		expiration_ms;
+	int64		timestamp_s;	/* seconds since 1970-01-01 UTC */
+	int			priority;		/* 0..255 */
+	bool		persistent;		/* delivery mode 2 instead of 1 */
+	bool		mandatory;		/* an unroutable message comes back */
+
+	struct amqp_basic_properties_t_ *properties;
+} OutboxMessage;
+
+/* What became of one attempt to deliver a message. */
+typedef enum OutboxOutcome
+{
+	OUTBOX_OPEN,				/* not settled yet */
+	OUTBOX_DELIVERED,			/* the broker acknowledged it */
+	OUTBOX_RETURNED,			/* the broker could not route it */
+	OUTBOX_REJECTED				/* nack, or it closed the channel */
+} OutboxOutcome;
+
+typedef struct OutboxFailure
+{
+	int			sqlerrcode;		/* as for errcode() */
+	char		message[OUTBOX_FAILURE_MESSAGE_LEN];	/* ours, UTF-8 */
+	char		detail[OUTBOX_FAILURE_DETAIL_LEN];	/* theirs, valid UTF-8 or
+													 * empty */
+} OutboxFailure;
+
+#endif							/* OUTBOX_MESSAGE_H */

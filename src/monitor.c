@@ -1,0 +1,112 @@
+/*-------------------------------------------------------------------------
+ *
+ * monitor.c
+ *	  What the views show that no table holds, and the operators' functions.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "fmgr.h"
+#include "foreign/foreign.h"
+#include "funcapi.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+
+#include "buffer.h"
+#include "catalog.h"
+#include "launcher.h"
+#include "registry.h"
+#include "settings.h"
+#include "shared.h"
+
+/* amqp_outbox.uncommitted() leaves the id of the outbox out. */
+#define OUTBOX_UNCOMMITTED_COLUMNS	(OUTBOX_NCOLUMNS - 1)
+#define OUTBOX_WORKER_COLUMNS		8
+
+PG_FUNCTION_INFO_V1(outbox_sql_uncommitted);
+PG_FUNCTION_INFO_V1(outbox_sql_worker);
+PG_FUNCTION_INFO_V1(outbox_sql_wake);
+
+static void
+outbox_monitor_add_uncommitted(TupleTableSlot *message, void *arg)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) arg;
+	ForeignServer *server;
+	NameData	name;
+
+	slot_getallattrs(message);
+	server = GetForeignServerExtended(DatumGetObjectId(message->tts_values[OUTBOX_COL_SERVER_KEY]),
+									  FSV_MISSING_OK);
+	namestrcpy(&name, server ? server->servername : "");
+
+	/* the server's name in the place of the id, which is left out */
+	message->tts_values[OUTBOX_COL_ID] = NameGetDatum(&name);
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc,
+						 message->tts_values + OUTBOX_COL_ID,
+						 message->tts_isnull + OUTBOX_COL_ID);
+}
+
+Datum
+outbox_sql_uncommitted(PG_FUNCTION_ARGS)
+{
+	InitMaterializedSRF(fcinfo, 0);
+	Assert(((ReturnSetInfo *) fcinfo->resultinfo)->setDesc->natts ==
+		   OUTBOX_UNCOMMITTED_COLUMNS);
+	outbox_buffer_visit(outbox_monitor_add_uncommitted, fcinfo->resultinfo);
+	return (Datum) 0;
+}
+
+static Datum
+outbox_monitor_utf8_text(const char *utf8)
+{
+	return CStringGetTextDatum(pg_any_to_server(utf8, strlen(utf8), PG_UTF8));
+}
+
+static void
+outbox_monitor_add_worker(ReturnSetInfo *rsinfo,
+						  const OutboxWorkerStatus *status)
+{
+	Datum		values[OUTBOX_WORKER_COLUMNS];
+	bool		isnull[OUTBOX_WORKER_COLUMNS] = {false};
+
+	values[0] = ObjectIdGetDatum(status->serverid);
+	values[1] = Int32GetDatum(status->pid);
+	isnull[1] = status->pid == 0;
+	values[2] = CStringGetTextDatum(outbox_worker_state_name(status->state));
+	values[3] = TimestampTzGetDatum(status->since);
+	values[4] = outbox_monitor_utf8_text(status->host);
+	isnull[4] = status->host[0] == '\0';
+	values[5] = Int32GetDatum(status->in_flight);
+	values[6] = outbox_monitor_utf8_text(status->last_error);
+	values[7] = TimestampTzGetDatum(status->last_error_at);
+	isnull[6] = isnull[7] = status->last_error_at == 0;
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
+}
+
+Datum
+outbox_sql_worker(PG_FUNCTION_ARGS)
+{
+	OutboxWorkerStatus status;
+
+	outbox_shared_require();
+	InitMaterializedSRF(fcinfo, 0);
+	for (int i = 0; i < outbox_max_workers; i++)
+	{
+		if (outbox_registry_status(i, &status) &&
+			status.dboid == MyDatabaseId)
+			outbox_monitor_add_worker((ReturnSetInfo *) fcinfo->resultinfo,
+									  &status);
+	}
+	return (Datum) 0;
+}
+
+/* Takes effect at commit, like all that the workers shall hear of. */
+Datum
+outbox_sql_wake(PG_FUNCTION_ARGS)
+{
+	outbox_shared_require();
+	outbox_launcher_note_change();
+	PG_RETURN_VOID();
+}

@@ -1,0 +1,727 @@
+/*-------------------------------------------------------------------------
+ *
+ * option.c
+ *	  Options of servers and user mappings, and what they amount to.
+ *
+ * A broker is described by a URI (the RabbitMQ URI specification's amqp: and
+ * amqps:), by single options, or by both as long as they do not contradict
+ * each other.  The validator runs the same code that the worker runs to
+ * connect, so that what CREATE SERVER takes can be used.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <ctype.h>
+
+#include "access/htup_details.h"
+#include "access/reloptions.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_foreign_server.h"
+#include "catalog/pg_user_mapping.h"
+#include "commands/defrem.h"
+#include "foreign/foreign.h"
+#include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "storage/fd.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/syscache.h"
+
+#include "catalog.h"
+#include "option.h"
+#include "stream.h"
+
+#define OUTBOX_PORT		5672	/* IANA: amqp */
+#define OUTBOX_TLS_PORT 5671	/* IANA: amqps */
+
+/* AMQP 0-9-1 allows 4096; RabbitMQ refuses less than 8192 since 4.1. */
+#define OUTBOX_FRAME_MAX_MIN	8192
+#define OUTBOX_FRAME_MAX_MAX	(1024 * 1024)
+
+/* A password longer than this cannot travel in a frame before tuning. */
+#define OUTBOX_PASSWORD_MAX		8000
+
+typedef enum OutboxOptionKind
+{
+	OUTBOX_OPTION_TEXT,
+	OUTBOX_OPTION_BOOL,
+	OUTBOX_OPTION_INT,
+	OUTBOX_OPTION_SECONDS
+} OutboxOptionKind;
+
+typedef struct OutboxOption
+{
+	const char *name;
+	Oid			catalog;		/* where it may stand */
+	OutboxOptionKind kind;
+	int			min;
+	int			max;
+	bool		server_file;	/* names a file of the server */
+	Size		offset;			/* in OutboxServer; 0: parsed apart */
+} OutboxOption;
+
+#define SERVER_OPTION(field)	offsetof(OutboxServer, field)
+
+/* Sorted by catalog and name: an error lists them in this order. */
+static const OutboxOption outbox_options[] = {
+	{"cacertfile", ForeignServerRelationId, OUTBOX_OPTION_TEXT, 0, 0, true,
+		SERVER_OPTION(cacertfile)},
+	{"confirm_timeout", ForeignServerRelationId, OUTBOX_OPTION_SECONDS, 1, 86400,
+		false, SERVER_OPTION(confirm_timeout)},
+	{"connect_timeout", ForeignServerRelationId, OUTBOX_OPTION_SECONDS, 1, 3600,
+		false, SERVER_OPTION(connect_timeout)},
+	{"frame_max", ForeignServerRelationId, OUTBOX_OPTION_INT,
+		OUTBOX_FRAME_MAX_MIN, OUTBOX_FRAME_MAX_MAX, false,
+		SERVER_OPTION(frame_max)},
+	{"heartbeat", ForeignServerRelationId, OUTBOX_OPTION_SECONDS, 0, 65535,
+		false, SERVER_OPTION(heartbeat)},
+	{"host", ForeignServerRelationId, OUTBOX_OPTION_TEXT, 0, 0, false, 0},
+	{"mandatory", ForeignServerRelationId, OUTBOX_OPTION_BOOL, 0, 0, false,
+		SERVER_OPTION(mandatory)},
+	{"persistent", ForeignServerRelationId, OUTBOX_OPTION_BOOL, 0, 0, false,
+		SERVER_OPTION(persistent)},
+	{"port", ForeignServerRelationId, OUTBOX_OPTION_INT, 1, 65535, false, 0},
+	{"tls", ForeignServerRelationId, OUTBOX_OPTION_BOOL, 0, 0, false, 0},
+	{"uri", ForeignServerRelationId, OUTBOX_OPTION_TEXT, 0, 0, false, 0},
+	{"vhost", ForeignServerRelationId, OUTBOX_OPTION_TEXT, 0, 0, false, 0},
+	{"window", ForeignServerRelationId, OUTBOX_OPTION_INT, 1, 65535, false,
+		SERVER_OPTION(window)},
+	{"password", UserMappingRelationId, OUTBOX_OPTION_TEXT, 0, 0, false,
+		SERVER_OPTION(password)},
+	{"password_file", UserMappingRelationId, OUTBOX_OPTION_TEXT, 0, 0, true,
+		SERVER_OPTION(password_file)},
+	{"user", UserMappingRelationId, OUTBOX_OPTION_TEXT, 0, 0, false,
+		SERVER_OPTION(user)},
+};
+
+/* The part of a description that a URI and single options can both give. */
+typedef struct OutboxAddress
+{
+	char	   *hosts;			/* comma list, NULL if not given */
+	int			port;			/* 0 if not given */
+	char	   *vhost;			/* NULL if not given */
+	int			tls;			/* -1 if not given */
+} OutboxAddress;
+
+PG_FUNCTION_INFO_V1(outbox_sql_validator);
+
+/*
+ * Single options
+ */
+
+static const OutboxOption *
+outbox_option_find(const char *name, Oid catalog)
+{
+	for (int i = 0; i < (int) lengthof(outbox_options); i++)
+	{
+		if (outbox_options[i].catalog == catalog &&
+			strcmp(outbox_options[i].name, name) == 0)
+			return &outbox_options[i];
+	}
+	return NULL;
+}
+
+static void
+outbox_option_unknown(const char *name, Oid catalog)
+{
+	StringInfoData valid;
+
+	initStringInfo(&valid);
+	for (int i = 0; i < (int) lengthof(outbox_options); i++)
+	{
+		if (outbox_options[i].catalog == catalog)
+			appendStringInfo(&valid, "%s%s", valid.len > 0 ? ", " : "",
+							 outbox_options[i].name);
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
+			 errmsg("invalid option \"%s\"", name),
+			 valid.len > 0
+			 ? errhint("Valid options in this context are: %s.", valid.data)
+			 : errhint("There are no valid options in this context.")));
+}
+
+static int
+outbox_option_int(const OutboxOption *option, const char *value)
+{
+	bool		seconds = option->kind == OUTBOX_OPTION_SECONDS;
+	int			result;
+
+	if (!parse_int(value, &result, seconds ? GUC_UNIT_S : 0, NULL) ||
+		result < option->min || result > option->max)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 errmsg("invalid value for option \"%s\": \"%s\"",
+						option->name, value),
+				 seconds
+				 ? errhint("Give a time from %d to %d seconds, such as \"30\" or \"1min\".",
+						   option->min, option->max)
+				 : errhint("Give a number from %d to %d.",
+						   option->min, option->max)));
+	return result;
+}
+
+static bool
+outbox_option_bool(const OutboxOption *option, const char *value)
+{
+	bool		result;
+
+	if (!parse_bool(value, &result))
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 errmsg("invalid value for option \"%s\": \"%s\"",
+						option->name, value),
+				 errhint("Give \"true\" or \"false\".")));
+	return result;
+}
+
+static char *
+outbox_option_text(const OutboxOption *option, char *value)
+{
+	if (value[0] == '\0' && strcmp(option->name, "password") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 errmsg("option \"%s\" must not be empty", option->name)));
+	if (option->server_file && !is_absolute_path(value))
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 errmsg("invalid value for option \"%s\": \"%s\"",
+						option->name, value),
+				 errhint("Give an absolute path on the server.")));
+	return value;
+}
+
+/* Check one value and, with an offset in the table, put it into the server. */
+static void
+outbox_option_apply(OutboxServer *server, const OutboxOption *option,
+					char *value)
+{
+	char	   *field = (char *) server + option->offset;
+
+	switch (option->kind)
+	{
+		case OUTBOX_OPTION_TEXT:
+			value = outbox_option_text(option, value);
+			if (option->offset)
+				*(char **) field = value;
+			break;
+		case OUTBOX_OPTION_BOOL:
+			{
+				bool		on = outbox_option_bool(option, value);
+
+				if (option->offset)
+					*(bool *) field = on;
+				break;
+			}
+		case OUTBOX_OPTION_INT:
+		case OUTBOX_OPTION_SECONDS:
+			{
+				int			number = outbox_option_int(option, value);
+
+				if (option->offset)
+					*(int *) field = number;
+				break;
+			}
+	}
+}
+
+/*
+ * URI
+ */
+
+static void
+outbox_uri_invalid(const char *uri, const char *detail)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+			 errmsg("invalid value for option \"uri\": \"%s\"", uri),
+			 errdetail("%s", detail),
+			 errhint("Write amqp://host:port/vhost, or amqps:// for TLS; several hosts are separated by commas.")));
+}
+
+/* The same, when the URI may hold a password: it is not repeated. */
+static void
+outbox_uri_has_credentials(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+			 errmsg("option \"uri\" must not contain a user or a password"),
+			 errdetail("Everybody may read the options of a server."),
+			 errhint("Give them to the user mapping: CREATE USER MAPPING FOR PUBLIC SERVER ... OPTIONS (user '...', password '...').")));
+}
+
+static int
+hex_digit(char c)
+{
+	if (c >= '0' && c <= '9')
+		return c - '0';
+	c = pg_tolower((unsigned char) c);
+	return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+static char *
+outbox_uri_decode(const char *uri, const char *part)
+{
+	StringInfoData result;
+
+	initStringInfo(&result);
+	for (; *part; part++)
+	{
+		int			high,
+					low;
+
+		if (*part != '%')
+		{
+			appendStringInfoChar(&result, *part);
+			continue;
+		}
+		high = hex_digit(part[1]);
+		low = high < 0 ? -1 : hex_digit(part[2]);
+		if (low < 0 || high + low == 0)
+			outbox_uri_invalid(uri, "A percent sign must be followed by two hexadecimal digits other than 00.");
+		appendStringInfoChar(&result, (char) (high * 16 + low));
+		part += 2;
+	}
+	if (!pg_verifymbstr(result.data, result.len, true))
+		outbox_uri_invalid(uri, "The virtual host is not valid in the encoding of the database.");
+	return result.data;
+}
+
+static void
+outbox_uri_parse(const char *uri, OutboxAddress *address)
+{
+	const char *rest;
+	char	   *slash;
+
+	if (pg_strncasecmp(uri, "amqp://", 7) == 0)
+	{
+		address->tls = 0;
+		rest = uri + 7;
+	}
+	else if (pg_strncasecmp(uri, "amqps://", 8) == 0)
+	{
+		address->tls = 1;
+		rest = uri + 8;
+	}
+	else if (strchr(uri, '@'))
+	{
+		outbox_uri_has_credentials();
+		return;
+	}
+	else
+	{
+		outbox_uri_invalid(uri, "The scheme is neither amqp nor amqps.");
+		return;
+	}
+	if (strchr(rest, '@'))
+		outbox_uri_has_credentials();
+	if (strpbrk(rest, "?#"))
+		outbox_uri_invalid(uri, "Parameters are options of the server, not parts of the URI.");
+
+	address->hosts = pstrdup(rest);
+	slash = strchr(address->hosts, '/');
+	if (slash == NULL)
+		return;
+	*slash++ = '\0';
+	if (strchr(slash, '/'))
+		outbox_uri_invalid(uri, "A slash in the name of a virtual host is written %2F.");
+	if (*slash == '\0')
+		outbox_uri_invalid(uri, "The virtual host is empty; leave the last slash out for the virtual host \"/\".");
+	address->vhost = outbox_uri_decode(uri, slash);
+}
+
+/*
+ * Hosts
+ */
+
+static void
+outbox_host_invalid(const char *hosts, const char *detail)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+			 errmsg("invalid list of hosts: \"%s\"", hosts),
+			 errdetail("%s", detail),
+			 errhint("Give a name or an address, or several separated by commas, each with :port if it has one of its own; an IPv6 address stands in brackets.")));
+}
+
+static int
+outbox_host_port(const char *hosts, const char *port)
+{
+	char	   *end;
+	long		value;
+
+	errno = 0;
+	value = strtol(port, &end, 10);
+	if (!isdigit((unsigned char) port[0]) || *end != '\0' || errno != 0 ||
+		value < 1 || value > 65535)
+		outbox_host_invalid(hosts, "A port is a number from 1 to 65535.");
+	return (int) value;
+}
+
+/* One element: name, name:port, [address], [address]:port. */
+static OutboxHost
+outbox_host_parse(const char *hosts, char *element, int default_port)
+{
+	OutboxHost	host = {.name = element,.port = default_port};
+	char	   *colon;
+
+	if (element[0] == '[')
+	{
+		char	   *bracket = strchr(element, ']');
+
+		if (bracket == NULL || (bracket[1] != '\0' && bracket[1] != ':'))
+			outbox_host_invalid(hosts, "A bracket is not closed.");
+		host.name = element + 1;
+		*bracket = '\0';
+		colon = bracket[1] == ':' ? bracket + 1 : NULL;
+	}
+	else
+	{
+		colon = strchr(element, ':');
+		if (colon && strchr(colon + 1, ':'))
+			outbox_host_invalid(hosts, "An IPv6 address must stand in brackets.");
+	}
+	if (colon)
+	{
+		*colon = '\0';
+		host.port = outbox_host_port(hosts, colon + 1);
+	}
+	if (host.name[0] == '\0')
+		outbox_host_invalid(hosts, "A host is empty.");
+	if (strlen(host.name) > 253)
+		outbox_host_invalid(hosts, "A host name has at most 253 bytes.");
+	for (const char *c = host.name; *c; c++)
+	{
+		if (!isalnum((unsigned char) *c) && strchr("-._:%", *c) == NULL)
+			outbox_host_invalid(hosts, "A host name consists of letters, digits, hyphens, underscores and dots.");
+	}
+	return host;
+}
+
+static void
+outbox_host_parse_list(OutboxServer *server, const char *hosts,
+					   int default_port)
+{
+	char	   *copy = pstrdup(hosts);
+	char	   *element = copy;
+	int			n = 1;
+
+	for (const char *c = hosts; *c; c++)
+		n += *c == ',';
+	server->hosts = palloc(n * sizeof(OutboxHost));
+	server->nhosts = 0;
+	while (element)
+	{
+		char	   *comma = strchr(element, ',');
+
+		if (comma)
+			*comma++ = '\0';
+		while (isspace((unsigned char) *element))
+			element++;
+		for (int end = strlen(element);
+			 end > 0 && isspace((unsigned char) element[end - 1]);)
+			element[--end] = '\0';
+		server->hosts[server->nhosts++] = outbox_host_parse(hosts, element,
+															default_port);
+		element = comma;
+	}
+}
+
+/*
+ * All together
+ */
+
+static void
+outbox_option_contradiction(const char *name, bool differs)
+{
+	if (differs)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 errmsg("option \"%s\" contradicts option \"uri\"", name),
+				 errhint("Give it in one of the two places.")));
+}
+
+/* Merge what the URI and what single options say; refuse contradictions. */
+static void
+outbox_option_address(OutboxServer *server, const OutboxAddress *uri,
+					  const OutboxAddress *single)
+{
+	const char *hosts = single->hosts;
+	int			port;
+
+	if (uri->hosts && uri->hosts[0] != '\0')
+	{
+		outbox_option_contradiction("host", hosts &&
+									strcmp(hosts, uri->hosts) != 0);
+		hosts = uri->hosts;
+	}
+	outbox_option_contradiction("vhost", uri->vhost && single->vhost &&
+								strcmp(uri->vhost, single->vhost) != 0);
+	outbox_option_contradiction("tls", uri->tls >= 0 && single->tls >= 0 &&
+								uri->tls != single->tls);
+
+	server->tls = uri->tls > 0 || single->tls > 0;
+	if (uri->vhost || single->vhost)
+		server->vhost = uri->vhost ? uri->vhost : single->vhost;
+	port = single->port ? single->port :
+		server->tls ? OUTBOX_TLS_PORT : OUTBOX_PORT;
+	outbox_host_parse_list(server, hosts ? hosts : "localhost", port);
+
+	for (int i = 0; i < server->nhosts && single->port; i++)
+		outbox_option_contradiction("port", uri->hosts &&
+									server->hosts[i].port != single->port);
+}
+
+static void
+outbox_option_set_defaults(OutboxServer *server)
+{
+	memset(server, 0, sizeof(*server));
+	server->vhost = pstrdup("/");
+	server->heartbeat = 30;
+	server->connect_timeout = 5;
+	server->confirm_timeout = 30;
+	server->frame_max = OUTBOX_DEFAULT_FRAME_MAX;
+	server->window = 1024;
+	server->persistent = true;
+	server->mandatory = true;
+}
+
+/* A server's own options, checked, with defaults for the rest. */
+static void
+outbox_option_parse_server(OutboxServer *server, List *options)
+{
+	OutboxAddress uri = {.tls = -1};
+	OutboxAddress single = {.tls = -1};
+	ListCell   *lc;
+
+	foreach(lc, options)
+	{
+		DefElem    *def = lfirst_node(DefElem, lc);
+		const OutboxOption *option = outbox_option_find(def->defname,
+														ForeignServerRelationId);
+		char	   *value = defGetString(def);
+
+		if (option == NULL)
+		{
+			outbox_option_unknown(def->defname, ForeignServerRelationId);
+			continue;			/* not reached */
+		}
+		outbox_option_apply(server, option, value);
+		if (strcmp(def->defname, "uri") == 0)
+			outbox_uri_parse(value, &uri);
+		else if (strcmp(def->defname, "host") == 0)
+			single.hosts = value;
+		else if (strcmp(def->defname, "port") == 0)
+			single.port = outbox_option_int(option, value);
+		else if (strcmp(def->defname, "vhost") == 0)
+			single.vhost = value;
+		else if (strcmp(def->defname, "tls") == 0)
+			single.tls = outbox_option_bool(option, value);
+	}
+	outbox_option_address(server, &uri, &single);
+	if (strlen(server->vhost) > OUTBOX_SHORTSTR_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 errmsg("name of virtual host is too long"),
+				 errdetail("AMQP allows %d bytes.", OUTBOX_SHORTSTR_MAX)));
+	if (server->cacertfile && !server->tls)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 errmsg("option \"cacertfile\" needs TLS"),
+				 errhint("Write the URI with amqps://, or give the option tls 'true'.")));
+}
+
+static void
+outbox_option_parse_mapping(OutboxServer *server, List *options)
+{
+	ListCell   *lc;
+
+	foreach(lc, options)
+	{
+		DefElem    *def = lfirst_node(DefElem, lc);
+		const OutboxOption *option = outbox_option_find(def->defname,
+														UserMappingRelationId);
+
+		if (option == NULL)
+		{
+			outbox_option_unknown(def->defname, UserMappingRelationId);
+			continue;			/* not reached */
+		}
+		outbox_option_apply(server, option, defGetString(def));
+	}
+	if (server->password && server->password_file)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 errmsg("options \"password\" and \"password_file\" exclude each other")));
+	if (server->password && strlen(server->password) > OUTBOX_PASSWORD_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 errmsg("password is too long"),
+				 errdetail("It may have %d bytes.", OUTBOX_PASSWORD_MAX)));
+}
+
+/* Naming a file that the server reads needs the right to read such files. */
+static void
+outbox_option_check_file_rights(List *options, Oid catalog)
+{
+	ListCell   *lc;
+
+	foreach(lc, options)
+	{
+		DefElem    *def = lfirst_node(DefElem, lc);
+		const OutboxOption *option = outbox_option_find(def->defname, catalog);
+
+		if (option && option->server_file &&
+			!has_privs_of_role(GetUserId(), ROLE_PG_READ_SERVER_FILES))
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("permission denied to set option \"%s\"",
+							option->name),
+					 errdetail("Only roles with privileges of the \"%s\" role may name a file of the server.",
+							   "pg_read_server_files")));
+	}
+}
+
+/*
+ * The validator of the foreign-data wrapper: errors HV00D for an unknown
+ * option, HV024 for a wrong value, 42501 for a file without the right to it.
+ */
+Datum
+outbox_sql_validator(PG_FUNCTION_ARGS)
+{
+	List	   *options = untransformRelOptions(PG_GETARG_DATUM(0));
+	Oid			catalog = PG_GETARG_OID(1);
+	OutboxServer server;
+
+	outbox_option_set_defaults(&server);
+	if (catalog == ForeignServerRelationId)
+		outbox_option_parse_server(&server, options);
+	else if (catalog == UserMappingRelationId)
+		outbox_option_parse_mapping(&server, options);
+	else if (options != NIL)
+		outbox_option_unknown(linitial_node(DefElem, options)->defname,
+							  catalog);
+	outbox_option_check_file_rights(options, catalog);
+	PG_RETURN_VOID();
+}
+
+/*
+ * What the worker uses
+ */
+
+/* Options of the mapping for one user, PUBLIC being InvalidOid. */
+static bool
+outbox_option_find_mapping(Oid userid, Oid serverid, List **options)
+{
+	HeapTuple	tuple = SearchSysCache2(USERMAPPINGUSERSERVER,
+										ObjectIdGetDatum(userid),
+										ObjectIdGetDatum(serverid));
+	Datum		datum;
+	bool		isnull;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	datum = SysCacheGetAttr(USERMAPPINGUSERSERVER, tuple,
+							Anum_pg_user_mapping_umoptions, &isnull);
+	*options = isnull ? NIL : untransformRelOptions(datum);
+	ReleaseSysCache(tuple);
+	return true;
+}
+
+OutboxServer *
+outbox_option_load(Oid serverid)
+{
+	ForeignServer *foreign = GetForeignServerExtended(serverid,
+													  FSV_MISSING_OK);
+	OutboxServer *server;
+	List	   *mapping = NIL;
+
+	if (foreign == NULL)
+		return NULL;
+
+	server = palloc(sizeof(OutboxServer));
+	outbox_option_set_defaults(server);
+	server->serverid = serverid;
+	server->name = foreign->servername;
+	outbox_option_parse_server(server, foreign->options);
+	if (outbox_option_find_mapping(foreign->owner, serverid, &mapping) ||
+		outbox_option_find_mapping(InvalidOid, serverid, &mapping))
+		outbox_option_parse_mapping(server, mapping);
+	return server;
+}
+
+static bool
+outbox_text_equal(const char *a, const char *b)
+{
+	return (a == NULL || b == NULL) ? a == b : strcmp(a, b) == 0;
+}
+
+bool
+outbox_option_same_connection(const OutboxServer *a, const OutboxServer *b)
+{
+	if (a->nhosts != b->nhosts)
+		return false;
+	for (int i = 0; i < a->nhosts; i++)
+	{
+		if (strcmp(a->hosts[i].name, b->hosts[i].name) != 0 ||
+			a->hosts[i].port != b->hosts[i].port)
+			return false;
+	}
+	return strcmp(a->vhost, b->vhost) == 0 &&
+		a->tls == b->tls &&
+		a->heartbeat == b->heartbeat &&
+		a->frame_max == b->frame_max &&
+		outbox_text_equal(a->cacertfile, b->cacertfile) &&
+		outbox_text_equal(a->user, b->user) &&
+		outbox_text_equal(a->password, b->password) &&
+		outbox_text_equal(a->password_file, b->password_file);
+}
+
+int
+outbox_option_frame_max(Oid serverid)
+{
+	ForeignServer *foreign = GetForeignServer(serverid);
+	ListCell   *lc;
+
+	foreach(lc, foreign->options)
+	{
+		DefElem    *def = lfirst_node(DefElem, lc);
+
+		if (strcmp(def->defname, "frame_max") == 0)
+			return outbox_option_int(outbox_option_find("frame_max",
+														ForeignServerRelationId),
+									 defGetString(def));
+	}
+	return OUTBOX_DEFAULT_FRAME_MAX;
+}
+
+char *
+outbox_option_password(const OutboxServer *server, OutboxFailure *failure)
+{
+	char		line[OUTBOX_PASSWORD_MAX + 2];
+	FILE	   *file;
+	char	   *result;
+
+	if (server->password_file == NULL)
+		return pstrdup(server->password ? server->password : "");
+
+	file = AllocateFile(server->password_file, "r");
+	if (file == NULL)
+	{
+		outbox_failure_set(failure, ERRCODE_CONFIG_FILE_ERROR, strerror(errno),
+						   "could not open password file \"%s\"",
+						   server->password_file);
+		return NULL;
+	}
+	if (fgets(line, sizeof(line), file) == NULL)
+		line[0] = '\0';
+	FreeFile(file);
+	line[strcspn(line, "\r\n")] = '\0';
+	result = pstrdup(line);
+	explicit_bzero(line, sizeof(line));
+	return result;
+}

@@ -1,0 +1,69 @@
+/*-------------------------------------------------------------------------
+ *
+ * option.h
+ *	  Options of servers and user mappings, and what they amount to.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OUTBOX_OPTION_H
+#define OUTBOX_OPTION_H
+
+#include "message.h"
+
+#define OUTBOX_DEFAULT_FRAME_MAX	131072
+
+typedef struct OutboxHost
+{
+	char	   *name;			/* host name or address, without brackets */
+	int			port;
+} OutboxHost;
+
+/*
+ * How to reach the broker of one server, complete with defaults.  One
+ * palloc'd piece with everything it points to in the context of the caller of
+ * outbox_option_load().
+ */
+typedef struct OutboxServer
+{
+	Oid			serverid;
+	char	   *name;			/* of the foreign server */
+	int			nhosts;			/* at least 1; the failover list */
+	OutboxHost *hosts;
+	char	   *vhost;
+	bool		tls;
+	char	   *cacertfile;		/* PEM file; NULL for the system's store */
+	char	   *user;			/* NULL if no user mapping gives one */
+	char	   *password;		/* NULL if password_file gives it */
+	char	   *password_file;	/* NULL if password gives it */
+	int			heartbeat;		/* seconds, 0 for none */
+	int			connect_timeout;	/* seconds, until login is complete */
+	int			confirm_timeout;	/* seconds */
+	int			frame_max;		/* bytes, >= 8192 */
+	int			window;			/* messages in flight */
+	bool		persistent;		/* default for messages that do not say */
+	bool		mandatory;		/* the same */
+} OutboxServer;
+
+/*
+ * Options of a foreign server that uses our wrapper, or NULL if there is no
+ * such server (any more).  Credentials are those of the server owner's user
+ * mapping, else of PUBLIC's, and no other's.  Needs a transaction.
+ */
+extern OutboxServer *outbox_option_load(Oid serverid);
+
+/* Whether a connection made with the one serves for the other. */
+extern bool outbox_option_same_connection(const OutboxServer *a,
+										  const OutboxServer *b);
+
+/* The server's frame_max alone, for checks at enqueue.  Needs a transaction. */
+extern int	outbox_option_frame_max(Oid serverid);
+
+/*
+ * The password to log in with: the option's, or the first line of the
+ * password_file.  palloc'd; NULL if the file cannot be read, with the reason
+ * in *failure.
+ */
+extern char *outbox_option_password(const OutboxServer *server,
+									OutboxFailure *failure);
+
+#endif							/* OUTBOX_OPTION_H */

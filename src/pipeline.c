@@ -1,0 +1,530 @@
+/*-------------------------------------------------------------------------
+ *
+ * pipeline.c
+ *	  From the outbox to the broker and back: read, publish, settle.
+ *
+ * Messages are read in id order below the horizon, in short transactions;
+ * published once their commits are known to be durable; and settled, as the
+ * broker answers, with receipts.  A receipt says that everything through an
+ * id has an outcome; messages that failed move to amqp_outbox.deferred in the
+ * transaction of the receipt that passes them, and never before it, so that a
+ * crash cannot send a message on both ways.
+ *
+ * Messages that are due in amqp_outbox.deferred travel through the same
+ * ledger, a batch at a time; they have their own rows and no part in the
+ * receipts' through id.
+ *
+ * Runs in the worker.  The three steps are separate so that no transaction is
+ * ever open while anything of the network is awaited.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "common/pg_prng.h"
+#include "miscadmin.h"
+#include "replication/syncrep.h"
+#include "replication/walsender.h"
+#include "replication/walsender_private.h"
+#include "storage/lwlock.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "flush.h"
+#include "horizon.h"
+#include "ledger.h"
+#include "pipeline.h"
+#include "properties.h"
+#include "store.h"
+
+/* Messages between being read and being settled, at the most. */
+#define OUTBOX_LEDGER_SIZE		4096
+#define OUTBOX_LEDGER_BYTES		(32 * 1024 * 1024)
+
+/* Rows of one reading transaction, and when it is worth while to begin one. */
+#define OUTBOX_READ_ROWS		1024
+#define OUTBOX_READ_MIN_ROOM	512
+
+/* Deferred messages of one batch. */
+#define OUTBOX_DUE_ROWS			256
+
+/* Bytes queued in the transport beyond which nothing is added. */
+#define OUTBOX_SEND_BYTES		(256 * 1024)
+
+/* Receipts: at most one in so many ms, unless so many messages wait for it. */
+#define OUTBOX_RECEIPT_MS		20
+#define OUTBOX_RECEIPT_ROWS		2048
+
+/* How often to look whether a synchronous standby has caught up. */
+#define OUTBOX_STANDBY_MS		20
+
+/* Backoff of a deferred message: doubles from the first to the last. */
+#define OUTBOX_BACKOFF_FIRST_MS INT64CONST(1000)
+#define OUTBOX_BACKOFF_LAST_MS	(5 * 60 * 1000)
+
+struct OutboxPipeline
+{
+	MemoryContext context;
+	char	   *server_name;
+	Oid			outbox;			/* relation, InvalidOid before the first read */
+	int32		server_key;		/* 0: nothing was ever published */
+	OutboxLedger *ledger;
+	OutboxMessage **batch;		/* of the reading transaction */
+
+	int64		read_through;	/* everything through this id was read */
+	OutboxReceipt receipt;		/* the newest one written */
+	TimestampTz receipt_due;	/* 0: nothing to write */
+
+	XLogRecPtr	durable_lsn;	/* must be durable before publishing */
+	bool		durable;		/* and is */
+
+	TimestampTz next_due;		/* of the deferred messages; 0: none */
+	int			deferred;		/* how many of them are in the ledger */
+
+	int			suspects;		/* to be sent one at a time, see below */
+};
+
+OutboxPipeline *
+outbox_pipeline_create(const char *server_name)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "amqp_outbox pipeline",
+												  ALLOCSET_DEFAULT_SIZES);
+	OutboxPipeline *pipeline = MemoryContextAllocZero(context,
+													  sizeof(OutboxPipeline));
+
+	pipeline->context = context;
+	pipeline->server_name = MemoryContextStrdup(context, server_name);
+	pipeline->ledger = outbox_ledger_create(context, OUTBOX_LEDGER_SIZE);
+	pipeline->batch = MemoryContextAlloc(context, OUTBOX_READ_ROWS *
+										 sizeof(OutboxMessage *));
+
+	/*
+	 * Commits that became visible before this process began may not be on a
+	 * synchronous standby yet: a wait for it can be cancelled.
+	 */
+	pipeline->durable_lsn = GetXLogInsertRecPtr();
+	return pipeline;
+}
+
+void
+outbox_pipeline_destroy(OutboxPipeline *pipeline)
+{
+	MemoryContextDelete(pipeline->context);
+}
+
+/*
+ * Reading
+ */
+
+/*
+ * Find out where to go on.  Until the first message to this server commits
+ * there is no key, and until then nothing to find out.
+ */
+static OutboxReadResult
+outbox_pipeline_open(OutboxPipeline *pipeline)
+{
+	OutboxIdentity identity = outbox_store_identity();
+
+	pipeline->outbox = outbox_store_outbox();
+	outbox_flush_seed_counter(pipeline->outbox);
+	if (identity == OUTBOX_IDENTITY_COPY)
+		return OUTBOX_READ_COPY;
+	if (identity == OUTBOX_IDENTITY_NONE)
+		return OUTBOX_READ_NOTHING;
+
+	pipeline->server_key = outbox_store_server_key(pipeline->server_name);
+	if (pipeline->server_key == 0)
+		return OUTBOX_READ_NOTHING;
+	outbox_store_newest_receipt(pipeline->server_key, &pipeline->receipt);
+	pipeline->read_through = pipeline->receipt.through_id;
+	pipeline->next_due = outbox_store_next_due(pipeline->server_key);
+	return OUTBOX_READ_SOME;
+}
+
+/* In a transaction: build the rest of each message and put it on its way. */
+static void
+outbox_pipeline_take(OutboxPipeline *pipeline, int n, MemoryContext batch)
+{
+	for (int i = 0; i < n; i++)
+		outbox_properties_build(pipeline->batch[i]);
+	MemoryContextSetParent(batch, pipeline->context);
+	outbox_ledger_add(pipeline->ledger, pipeline->batch, n, batch);
+}
+
+/* Goes with the transaction unless its messages are taken. */
+static MemoryContext
+outbox_pipeline_new_batch(void)
+{
+	return AllocSetContextCreate(CurrentMemoryContext, "amqp_outbox batch",
+								 ALLOCSET_DEFAULT_SIZES);
+}
+
+/* Room for bodies; at least one message is always read. */
+static Size
+outbox_pipeline_room_bytes(const OutboxPipeline *pipeline)
+{
+	Size		used = outbox_ledger_bytes(pipeline->ledger);
+
+	return used < OUTBOX_LEDGER_BYTES ? OUTBOX_LEDGER_BYTES - used : 0;
+}
+
+/* Read the outbox below the horizon.  Returns how many messages. */
+static int
+outbox_pipeline_read_outbox(OutboxPipeline *pipeline, int64 horizon,
+							const OutboxServer *server)
+{
+	MemoryContext batch = outbox_pipeline_new_batch();
+	MemoryContext old_context = MemoryContextSwitchTo(batch);
+	int			max_rows = Min(OUTBOX_READ_ROWS,
+							   outbox_ledger_room(pipeline->ledger));
+	bool		complete;
+	int			n;
+
+	n = outbox_store_read(pipeline->server_key, pipeline->read_through,
+						  horizon, max_rows,
+						  outbox_pipeline_room_bytes(pipeline), server,
+						  pipeline->batch, &complete);
+	Assert(n == 0 || pipeline->batch[n - 1]->id < horizon);
+	if (n > 0)
+	{
+		outbox_pipeline_take(pipeline, n, batch);
+		pipeline->read_through = pipeline->batch[n - 1]->id;
+	}
+	if (complete)
+		pipeline->read_through = horizon - 1;
+	MemoryContextSwitchTo(old_context);
+	return n;
+}
+
+/* Read deferred messages that are due.  Returns how many. */
+static int
+outbox_pipeline_read_due(OutboxPipeline *pipeline, TimestampTz now,
+						 const OutboxServer *server)
+{
+	MemoryContext batch = outbox_pipeline_new_batch();
+	MemoryContext old_context = MemoryContextSwitchTo(batch);
+	int			max_rows = Min(OUTBOX_DUE_ROWS,
+							   outbox_ledger_room(pipeline->ledger));
+	int			n;
+
+	n = outbox_store_read_due(pipeline->server_key, now, max_rows,
+							  outbox_pipeline_room_bytes(pipeline), server,
+							  pipeline->batch);
+	if (n > 0)
+		outbox_pipeline_take(pipeline, n, batch);
+	pipeline->deferred += n;
+	MemoryContextSwitchTo(old_context);
+	if (n == 0)
+		pipeline->next_due = outbox_store_next_due(pipeline->server_key);
+	return n;
+}
+
+static bool
+outbox_pipeline_has_due(const OutboxPipeline *pipeline, TimestampTz now)
+{
+	return pipeline->deferred == 0 && pipeline->next_due != 0 &&
+		pipeline->next_due <= now;
+}
+
+static bool
+outbox_pipeline_wants_more(const OutboxPipeline *pipeline)
+{
+	return outbox_ledger_room(pipeline->ledger) >= OUTBOX_READ_MIN_ROOM &&
+		outbox_ledger_bytes(pipeline->ledger) < OUTBOX_LEDGER_BYTES / 2 &&
+		outbox_ledger_unpublished(pipeline->ledger) < OUTBOX_READ_ROWS;
+}
+
+OutboxReadResult
+outbox_pipeline_read(OutboxPipeline *pipeline, const OutboxServer *server)
+{
+	OutboxReadResult result = OUTBOX_READ_SOME;
+	TimestampTz now;
+	int64		horizon;
+	int			n = 0;
+
+	if (!outbox_pipeline_wants_more(pipeline))
+		return OUTBOX_READ_NOTHING;
+	now = GetCurrentTimestamp();
+	/* the horizon first, the snapshot afterwards: see horizon.c */
+	horizon = OidIsValid(pipeline->outbox) ?
+		outbox_horizon_read(pipeline->outbox) : 0;
+	if (pipeline->server_key != 0 && horizon <= pipeline->read_through + 1 &&
+		!outbox_pipeline_has_due(pipeline, now))
+		return OUTBOX_READ_NOTHING;
+
+	if (!outbox_store_begin())
+		return OUTBOX_READ_GONE;
+	if (pipeline->server_key == 0)
+		result = outbox_pipeline_open(pipeline);
+	if (pipeline->server_key != 0 && horizon > pipeline->read_through + 1)
+		n += outbox_pipeline_read_outbox(pipeline, horizon, server);
+	if (pipeline->server_key != 0 && outbox_pipeline_has_due(pipeline, now))
+		n += outbox_pipeline_read_due(pipeline, now, server);
+	outbox_store_commit();
+
+	if (n > 0)
+	{
+		XLogRecPtr	lsn = outbox_horizon_commit_lsn(pipeline->outbox);
+
+		pipeline->durable_lsn = Max(pipeline->durable_lsn, lsn);
+		pipeline->durable = false;
+	}
+	return result;
+}
+
+/*
+ * Publishing
+ */
+
+/*
+ * Whether what was read may leave: a commit that a crash takes back must not
+ * have been published.  Other sessions may have committed asynchronously, and
+ * a commit that a synchronous standby has not confirmed is visible when the
+ * wait for it was cancelled.
+ */
+static bool
+outbox_pipeline_is_durable(OutboxPipeline *pipeline)
+{
+	if (pipeline->durable)
+		return true;
+
+	XLogFlush(pipeline->durable_lsn);
+	if (max_wal_senders > 0 &&
+		SyncRepStandbyNames != NULL && SyncRepStandbyNames[0] != '\0')
+	{
+		XLogRecPtr	confirmed;
+
+		LWLockAcquire(SyncRepLock, LW_SHARED);
+		confirmed = WalSndCtl->lsn[SYNC_REP_WAIT_FLUSH];
+		LWLockRelease(SyncRepLock);
+		if (confirmed < pipeline->durable_lsn)
+			return false;
+	}
+	pipeline->durable = true;
+	return true;
+}
+
+void
+outbox_pipeline_publish(OutboxPipeline *pipeline, const OutboxServer *server,
+						OutboxTransport *transport)
+{
+	int			window = pipeline->suspects > 0 ? 1 : server->window;
+	TimestampTz now;
+	OutboxEntry *entry;
+
+	if (outbox_ledger_unpublished(pipeline->ledger) == 0 ||
+		!outbox_pipeline_is_durable(pipeline))
+		return;
+
+	now = GetCurrentTimestamp();
+	while (outbox_ledger_in_flight(pipeline->ledger) < window &&
+		   outbox_transport_pending(transport) < OUTBOX_SEND_BYTES &&
+		   (entry = outbox_ledger_next(pipeline->ledger)) != NULL)
+	{
+		OutboxFailure failure;
+		uint64		tag = outbox_transport_publish(transport, entry->message,
+												   &failure);
+
+		if (tag != 0)
+			outbox_ledger_sent(pipeline->ledger, tag, now);
+		else
+			outbox_ledger_refused(pipeline->ledger, 0, failure.message);
+		if (pipeline->suspects > 0 && --pipeline->suspects == 0)
+			window = server->window;
+	}
+}
+
+/*
+ * Settling
+ */
+
+/*
+ * The broker closed the channel because of one message, does not say which,
+ * and forgot the confirms of all others.  So all of them are sent again, one
+ * at a time; the one that is alone in flight when it closes the channel again
+ * is the culprit.
+ */
+static void
+outbox_pipeline_channel_closed(OutboxPipeline *pipeline,
+							   const OutboxEvent *event)
+{
+	OutboxEntry *culprit = outbox_ledger_sole(pipeline->ledger);
+	int			again;
+
+	if (culprit)
+		outbox_ledger_reject(pipeline->ledger, culprit, event->reply_code,
+							 event->failure.detail);
+	again = outbox_ledger_forget_tags(pipeline->ledger);
+	pipeline->suspects = Max(pipeline->suspects, again);
+}
+
+bool
+outbox_pipeline_event(OutboxPipeline *pipeline, const OutboxEvent *event)
+{
+	bool		plausible = true;
+
+	switch (event->type)
+	{
+		case OUTBOX_EVENT_CONFIRM:
+			plausible = outbox_ledger_confirm(pipeline->ledger, event->tag,
+											  event->multiple, event->ack);
+			break;
+		case OUTBOX_EVENT_RETURN:
+			plausible = outbox_ledger_return(pipeline->ledger,
+											 event->message_id,
+											 event->exchange,
+											 event->routing_key,
+											 event->reply_code,
+											 event->failure.detail);
+			break;
+		case OUTBOX_EVENT_CHANNEL_CLOSED:
+			outbox_pipeline_channel_closed(pipeline, event);
+			break;
+		default:
+			Assert(false);
+	}
+	if (pipeline->receipt_due == 0 &&
+		outbox_ledger_settled(pipeline->ledger) > 0)
+		pipeline->receipt_due =
+			TimestampTzPlusMilliseconds(pipeline->receipt.settled_at,
+										OUTBOX_RECEIPT_MS);
+	return plausible;
+}
+
+void
+outbox_pipeline_disconnected(OutboxPipeline *pipeline)
+{
+	outbox_ledger_forget_tags(pipeline->ledger);
+	pipeline->suspects = 0;
+}
+
+/* Twice the pause of the attempt before, and a fifth more or less. */
+static TimestampTz
+outbox_pipeline_backoff(int attempts, TimestampTz now)
+{
+	double		ms = Min(OUTBOX_BACKOFF_FIRST_MS << Min(attempts, 20),
+						 OUTBOX_BACKOFF_LAST_MS);
+
+	ms *= 0.8 + 0.4 * pg_prng_double(&pg_global_prng_state);
+	return now + (TimestampTz) (ms * 1000);
+}
+
+/* Write down what became of one message. */
+static void
+outbox_pipeline_settle_one(OutboxPipeline *pipeline, OutboxReceipt *receipt,
+						   const OutboxEntry *entry)
+{
+	const OutboxMessage *msg = entry->message;
+	OutboxDeferral deferral = {
+		.id = msg->id,
+		.attempted_at = receipt->settled_at,
+		.reply_code = entry->reply_code,
+		.reason = entry->reason
+	};
+
+	if (!msg->deferred)
+		receipt->through_id = msg->id;
+	if (entry->outcome == OUTBOX_DELIVERED)
+	{
+		receipt->delivered++;
+		if (msg->deferred)
+			outbox_store_deliver_deferred(pipeline->server_key, msg->id,
+										  receipt->settled_at);
+		return;
+	}
+
+	if (entry->outcome == OUTBOX_RETURNED)
+		receipt->returned++;
+	else
+		receipt->rejected++;
+	deferral.due_at = outbox_pipeline_backoff(msg->attempts,
+											  receipt->settled_at);
+	if (msg->deferred)
+		outbox_store_defer_again(pipeline->server_key, &deferral);
+	else
+		outbox_store_defer(pipeline->server_key, &deferral);
+}
+
+/* The transaction of a receipt over the n oldest messages. */
+static void
+outbox_pipeline_write_receipt(OutboxPipeline *pipeline, int n)
+{
+	OutboxReceipt receipt = pipeline->receipt;
+	int			deferred = 0;
+	TimestampTz next_due;
+
+	receipt.receipt_no++;
+	receipt.settled_at = GetCurrentTimestamp();
+	if (!outbox_store_begin())
+		return;
+	for (int i = 0; i < n; i++)
+	{
+		OutboxEntry *entry = outbox_ledger_get(pipeline->ledger, i);
+
+		outbox_pipeline_settle_one(pipeline, &receipt, entry);
+		deferred += entry->message->deferred;
+	}
+	outbox_store_write_receipt(pipeline->server_key, &receipt);
+	next_due = outbox_store_next_due(pipeline->server_key);
+	outbox_store_commit();
+
+	pipeline->receipt = receipt;
+	pipeline->deferred -= deferred;
+	pipeline->next_due = next_due;
+	outbox_ledger_remove(pipeline->ledger, n);
+}
+
+void
+outbox_pipeline_settle(OutboxPipeline *pipeline, bool now)
+{
+	int			n = outbox_ledger_settled(pipeline->ledger);
+
+	if (n == 0)
+		return;
+	if (!now && n < OUTBOX_RECEIPT_ROWS &&
+		pipeline->receipt_due > GetCurrentTimestamp())
+		return;
+
+	outbox_pipeline_write_receipt(pipeline, n);
+	pipeline->receipt_due = 0;
+}
+
+int
+outbox_pipeline_in_flight(const OutboxPipeline *pipeline)
+{
+	return outbox_ledger_in_flight(pipeline->ledger);
+}
+
+TimestampTz
+outbox_pipeline_oldest_sent(const OutboxPipeline *pipeline)
+{
+	return outbox_ledger_oldest_sent(pipeline->ledger);
+}
+
+static long
+outbox_sooner(long a, long b)
+{
+	if (a < 0)
+		return b;
+	return b < 0 ? a : Min(a, b);
+}
+
+long
+outbox_pipeline_timeout(const OutboxPipeline *pipeline, bool publishing)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	long		ms = -1;
+
+	if (pipeline->receipt_due != 0)
+		ms = outbox_sooner(ms, TimestampDifferenceMilliseconds(now, pipeline->receipt_due));
+	if (!publishing)
+		return ms;
+	if (pipeline->next_due != 0 && pipeline->deferred == 0 &&
+		outbox_pipeline_wants_more(pipeline))
+		ms = outbox_sooner(ms, TimestampDifferenceMilliseconds(now, pipeline->next_due));
+	if (!pipeline->durable && outbox_ledger_unpublished(pipeline->ledger) > 0)
+		ms = outbox_sooner(ms, OUTBOX_STANDBY_MS);
+	return ms;
+}

@@ -1,0 +1,70 @@
+/*-------------------------------------------------------------------------
+ *
+ * pipeline.h
+ *	  From the outbox to the broker and back: read, publish, settle.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OUTBOX_PIPELINE_H
+#define OUTBOX_PIPELINE_H
+
+#include "transport.h"
+
+typedef struct OutboxPipeline OutboxPipeline;
+
+typedef enum OutboxReadResult
+{
+	OUTBOX_READ_NOTHING,		/* wait for the latch */
+	OUTBOX_READ_SOME,			/* perhaps there is more */
+	OUTBOX_READ_COPY,			/* the tables belong to another database */
+	OUTBOX_READ_GONE			/* the extension is not here any more */
+} OutboxReadResult;
+
+/*
+ * An empty pipeline that goes on behind the newest receipt; lives in a child
+ * of CurrentMemoryContext.
+ */
+extern OutboxPipeline *outbox_pipeline_create(const char *server_name);
+extern void outbox_pipeline_destroy(OutboxPipeline *pipeline);
+
+/* Read what the pipeline has room for.  Runs a transaction if need be. */
+extern OutboxReadResult outbox_pipeline_read(OutboxPipeline *pipeline,
+											 const OutboxServer *server);
+
+/*
+ * Hand over to the transport what may be sent: what is durable, up to the
+ * server's window.
+ */
+extern void outbox_pipeline_publish(OutboxPipeline *pipeline,
+									const OutboxServer *server,
+									OutboxTransport *transport);
+
+/*
+ * What the broker said about messages: CONFIRM, RETURN, CHANNEL_CLOSED.  False
+ * if it cannot be true.
+ */
+extern bool outbox_pipeline_event(OutboxPipeline *pipeline,
+								  const OutboxEvent *event);
+
+/* The connection is gone: what is not settled will be sent again. */
+extern void outbox_pipeline_disconnected(OutboxPipeline *pipeline);
+
+/*
+ * Write a receipt for what has an outcome, if one is due or if it must be now.
+ * Runs a transaction if need be.
+ */
+extern void outbox_pipeline_settle(OutboxPipeline *pipeline, bool now);
+
+extern int	outbox_pipeline_in_flight(const OutboxPipeline *pipeline);
+
+/* When the oldest message in flight was sent; 0 if none is in flight. */
+extern TimestampTz outbox_pipeline_oldest_sent(const OutboxPipeline *pipeline);
+
+/*
+ * Milliseconds until something in the pipeline is due, as far as it can be
+ * done: while nothing may be published, only receipts can.  -1: nothing is.
+ */
+extern long outbox_pipeline_timeout(const OutboxPipeline *pipeline,
+									bool publishing);
+
+#endif							/* OUTBOX_PIPELINE_H */

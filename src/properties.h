@@ -1,0 +1,34 @@
+/*-------------------------------------------------------------------------
+ *
+ * properties.h
+ *	  From a message to AMQP properties and the header table.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OUTBOX_PROPERTIES_H
+#define OUTBOX_PROPERTIES_H
+
+#include "message.h"
+
+/*
+ * Bytes that a content header frame needs besides its properties: 7 of frame
+ * header, 12 of class, weight and body size, 1 of frame end (AMQP 0-9-1,
+ * sections 2.3.5 and 4.2.6.1).
+ */
+#define OUTBOX_HEADER_FRAME_OVERHEAD	20
+
+/*
+ * Check headers as the caller of amqp_publish() gave them; raises an error if
+ * they cannot travel as an AMQP table.  Returns the encoded size of the table
+ * in bytes, its length word included.  In a transaction.
+ */
+extern Size outbox_properties_check_headers(Jsonb *headers);
+
+/*
+ * Build msg->properties from the other fields, in CurrentMemoryContext; the
+ * result points into the message's strings.  In a transaction (header strings
+ * may need an encoding conversion).
+ */
+extern void outbox_properties_build(OutboxMessage *msg);
+
+#endif							/* OUTBOX_PROPERTIES_H */

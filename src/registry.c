@@ -1,0 +1,485 @@
+/*-------------------------------------------------------------------------
+ *
+ * registry.c
+ *	  Which server of which database has a worker, and how that one is.
+ *
+ * An entry is made for each server that a scout finds in a database.  The
+ * launcher starts a process for each entry that lacks one; the process
+ * attaches to the entry and reports in it what it does; everybody may read.
+ * An entry is freed when its server is gone and its process too.
+ *
+ * The registry also holds the launcher's inbox: the databases in which
+ * something about servers has changed.
+ *
+ * Locking: everything in OutboxRegistryShared is protected by its lock, shared
+ * to read, exclusive to change.  The fields that a worker reports are written
+ * by that worker only.  Nothing under the lock can fail, allocate or do I/O.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "storage/lwlock.h"
+#include "utils/timestamp.h"
+
+#include "registry.h"
+#include "settings.h"
+#include "shared.h"
+
+/* Databases that can wait for the launcher before it looks at all of them. */
+#define OUTBOX_MAX_SCANS	64
+
+typedef struct OutboxWorkerEntry
+{
+	bool		in_use;
+	bool		wanted;			/* its server exists */
+	bool		starting;		/* the launcher asked for a process */
+	bool		changed;		/* for outbox_registry_take_change() */
+	TimestampTz start_at;		/* not before this time */
+	Latch	   *latch;			/* of the process, NULL without one */
+	OutboxWorkerStatus status;
+} OutboxWorkerEntry;
+
+typedef struct OutboxRegistryShared
+{
+	LWLock	   *lock;
+	Latch	   *launcher;		/* NULL: none is running */
+	bool		scan_all;
+	int			nscans;
+	Oid			scans[OUTBOX_MAX_SCANS];
+	OutboxWorkerEntry entries[FLEXIBLE_ARRAY_MEMBER];
+} OutboxRegistryShared;
+
+/* this worker's entry */
+static OutboxWorkerEntry *my_entry = NULL;
+
+Size
+outbox_registry_size(void)
+{
+	return add_size(offsetof(OutboxRegistryShared, entries),
+					mul_size(outbox_max_workers, sizeof(OutboxWorkerEntry)));
+}
+
+void
+outbox_registry_init(OutboxRegistryShared *shared, bool found)
+{
+	if (found)
+		return;
+
+	memset(shared, 0, outbox_registry_size());
+	shared->lock = &GetNamedLWLockTranche("amqp_outbox")[1].lock;
+}
+
+const char *
+outbox_worker_state_name(OutboxWorkerState state)
+{
+	switch (state)
+	{
+		case OUTBOX_WORKER_STARTING:
+			return "starting";
+		case OUTBOX_WORKER_CONNECTING:
+			return "connecting";
+		case OUTBOX_WORKER_CONNECTED:
+			return "connected";
+		case OUTBOX_WORKER_BLOCKED:
+			return "blocked";
+		case OUTBOX_WORKER_WAITING:
+			return "waiting";
+		case OUTBOX_WORKER_COPY:
+			return "copy";
+		case OUTBOX_WORKER_DRAINING:
+			return "draining";
+		case OUTBOX_WORKER_STOPPED:
+			return "stopped";
+	}
+	return "unknown";
+}
+
+static void
+outbox_registry_lock(LWLockMode mode)
+{
+	LWLockAcquire(outbox_registry_shared->lock, mode);
+}
+
+static void
+outbox_registry_unlock(void)
+{
+	LWLockRelease(outbox_registry_shared->lock);
+}
+
+static void
+outbox_registry_wake_launcher(void)
+{
+	OutboxRegistryShared *shared = outbox_registry_shared;
+
+	Assert(LWLockHeldByMe(shared->lock));
+	if (shared->launcher)
+		SetLatch(shared->launcher);
+}
+
+/* Put a database into the launcher's inbox.  Under the lock. */
+static void
+outbox_registry_add_scan(Oid dboid)
+{
+	OutboxRegistryShared *shared = outbox_registry_shared;
+
+	Assert(LWLockHeldByMe(shared->lock));
+	for (int i = 0; i < shared->nscans; i++)
+	{
+		if (shared->scans[i] == dboid)
+			return;
+	}
+	if (shared->nscans < OUTBOX_MAX_SCANS)
+		shared->scans[shared->nscans++] = dboid;
+	else
+		shared->scan_all = true;
+}
+
+void
+outbox_registry_database_changed(Oid dboid)
+{
+	OutboxRegistryShared *shared = outbox_registry_shared;
+
+	outbox_registry_lock(LW_EXCLUSIVE);
+	outbox_registry_add_scan(dboid);
+	for (int i = 0; i < outbox_max_workers; i++)
+	{
+		OutboxWorkerEntry *entry = &shared->entries[i];
+
+		if (!entry->in_use || entry->status.dboid != dboid)
+			continue;
+		entry->changed = true;
+		entry->start_at = 0;
+		if (entry->latch)
+			SetLatch(entry->latch);
+	}
+	outbox_registry_wake_launcher();
+	outbox_registry_unlock();
+}
+
+bool
+outbox_registry_status(int i, OutboxWorkerStatus *status)
+{
+	OutboxWorkerEntry *entry = &outbox_registry_shared->entries[i];
+	bool		in_use;
+
+	outbox_registry_lock(LW_SHARED);
+	in_use = entry->in_use;
+	if (in_use)
+		*status = entry->status;
+	outbox_registry_unlock();
+	return in_use;
+}
+
+/*
+ * Scouts
+ */
+
+static bool
+oid_is_member(Oid oid, const Oid *oids, int noids)
+{
+	for (int i = 0; i < noids; i++)
+	{
+		if (oids[i] == oid)
+			return true;
+	}
+	return false;
+}
+
+/* Make an entry for a server that has none.  Under the lock. */
+static bool
+outbox_registry_add(Oid dboid, Oid serverid)
+{
+	OutboxRegistryShared *shared = outbox_registry_shared;
+	OutboxWorkerEntry *unused = NULL;
+
+	for (int i = 0; i < outbox_max_workers; i++)
+	{
+		OutboxWorkerEntry *entry = &shared->entries[i];
+
+		if (!entry->in_use)
+		{
+			if (unused == NULL)
+				unused = entry;
+		}
+		else if (entry->status.dboid == dboid &&
+				 entry->status.serverid == serverid)
+		{
+			entry->wanted = true;
+			return true;
+		}
+	}
+	if (unused == NULL)
+		return false;
+
+	memset(unused, 0, sizeof(*unused));
+	unused->in_use = true;
+	unused->wanted = true;
+	unused->status.dboid = dboid;
+	unused->status.serverid = serverid;
+	unused->status.state = OUTBOX_WORKER_STARTING;
+	unused->status.since = GetCurrentTimestamp();
+	return true;
+}
+
+/* Free an entry that nobody needs any more.  Under the lock. */
+static void
+outbox_registry_free_if_unused(OutboxWorkerEntry *entry)
+{
+	if (!entry->wanted && !entry->starting && entry->status.pid == 0)
+		entry->in_use = false;
+}
+
+int
+outbox_registry_report(Oid dboid, const Oid *servers, int nservers)
+{
+	OutboxRegistryShared *shared = outbox_registry_shared;
+	int			without_room = 0;
+
+	outbox_registry_lock(LW_EXCLUSIVE);
+	for (int i = 0; i < outbox_max_workers; i++)
+	{
+		OutboxWorkerEntry *entry = &shared->entries[i];
+
+		if (!entry->in_use || entry->status.dboid != dboid ||
+			oid_is_member(entry->status.serverid, servers, nservers))
+			continue;
+		entry->wanted = false;
+		entry->changed = true;
+		if (entry->latch)
+			SetLatch(entry->latch);
+		outbox_registry_free_if_unused(entry);
+	}
+	for (int i = 0; i < nservers; i++)
+	{
+		if (!outbox_registry_add(dboid, servers[i]))
+			without_room++;
+	}
+	outbox_registry_wake_launcher();
+	outbox_registry_unlock();
+	return without_room;
+}
+
+/*
+ * Workers
+ */
+
+static void
+outbox_registry_detach_at_exit(int code, Datum arg)
+{
+	outbox_registry_detach();
+}
+
+bool
+outbox_registry_attach(int i, Oid dboid, Oid *serverid)
+{
+	OutboxWorkerEntry *entry = &outbox_registry_shared->entries[i];
+	bool		attached = false;
+
+	Assert(my_entry == NULL);
+	before_shmem_exit(outbox_registry_detach_at_exit, (Datum) 0);
+
+	outbox_registry_lock(LW_EXCLUSIVE);
+	if (entry->in_use && entry->wanted && entry->status.dboid == dboid &&
+		entry->status.pid == 0)
+	{
+		entry->starting = false;
+		entry->latch = MyLatch;
+		entry->status.pid = MyProcPid;
+		entry->status.state = OUTBOX_WORKER_STARTING;
+		entry->status.since = GetCurrentTimestamp();
+		*serverid = entry->status.serverid;
+		my_entry = entry;
+		attached = true;
+	}
+	outbox_registry_unlock();
+	return attached;
+}
+
+void
+outbox_registry_detach(void)
+{
+	TimestampTz start_at;
+
+	if (my_entry == NULL)
+		return;
+
+	/* the launcher starts a new process only when this one has ended */
+	start_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+										   OUTBOX_RESTART_MS);
+
+	outbox_registry_lock(LW_EXCLUSIVE);
+	my_entry->latch = NULL;
+	my_entry->start_at = start_at;
+	my_entry->status.pid = 0;
+	my_entry->status.in_flight = 0;
+	my_entry->status.host[0] = '\0';
+	my_entry->status.state = OUTBOX_WORKER_STOPPED;
+	my_entry->status.since = GetCurrentTimestamp();
+	outbox_registry_free_if_unused(my_entry);
+	outbox_registry_wake_launcher();
+	outbox_registry_unlock();
+	my_entry = NULL;
+}
+
+void
+outbox_registry_set_state(OutboxWorkerState state, const char *host)
+{
+	outbox_registry_lock(LW_EXCLUSIVE);
+	if (my_entry->status.state != state)
+		my_entry->status.since = GetCurrentTimestamp();
+	my_entry->status.state = state;
+	strlcpy(my_entry->status.host, host ? host : "", OUTBOX_HOST_LEN);
+	outbox_registry_unlock();
+}
+
+/* Without the lock: one aligned word, often written, and only shown. */
+void
+outbox_registry_set_in_flight(int in_flight)
+{
+	my_entry->status.in_flight = in_flight;
+}
+
+void
+outbox_registry_set_error(const OutboxFailure *failure)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	outbox_registry_lock(LW_EXCLUSIVE);
+	snprintf(my_entry->status.last_error,
+			 sizeof(my_entry->status.last_error), "%s%s%s",
+			 failure->message, failure->detail[0] ? ": " : "",
+			 failure->detail);
+	my_entry->status.last_error_at = now;
+	outbox_registry_unlock();
+}
+
+void
+outbox_registry_retire(void)
+{
+	outbox_registry_lock(LW_EXCLUSIVE);
+	my_entry->wanted = false;
+	outbox_registry_unlock();
+}
+
+bool
+outbox_registry_take_change(void)
+{
+	bool		changed;
+
+	/* a stale answer is corrected by the latch that follows the change */
+	if (!my_entry->changed)
+		return false;
+
+	outbox_registry_lock(LW_EXCLUSIVE);
+	changed = my_entry->changed;
+	my_entry->changed = false;
+	outbox_registry_unlock();
+	return changed;
+}
+
+/*
+ * Launcher
+ */
+
+void
+outbox_registry_set_launcher(Latch *latch)
+{
+	outbox_registry_lock(LW_EXCLUSIVE);
+	outbox_registry_shared->launcher = latch;
+	outbox_registry_unlock();
+}
+
+void
+outbox_registry_scan_all(void)
+{
+	outbox_registry_lock(LW_EXCLUSIVE);
+	outbox_registry_shared->scan_all = true;
+	outbox_registry_unlock();
+}
+
+void
+outbox_registry_scan(Oid dboid)
+{
+	outbox_registry_lock(LW_EXCLUSIVE);
+	outbox_registry_add_scan(dboid);
+	outbox_registry_unlock();
+}
+
+bool
+outbox_registry_take_scan(Oid *dboid, bool *all)
+{
+	OutboxRegistryShared *shared = outbox_registry_shared;
+	bool		found;
+
+	outbox_registry_lock(LW_EXCLUSIVE);
+	*all = shared->scan_all;
+	shared->scan_all = false;
+	found = *all;
+	if (!found && shared->nscans > 0)
+	{
+		*dboid = shared->scans[--shared->nscans];
+		found = true;
+	}
+	outbox_registry_unlock();
+	return found;
+}
+
+bool
+outbox_registry_claim_start(int i, Oid *dboid)
+{
+	OutboxWorkerEntry *entry = &outbox_registry_shared->entries[i];
+	TimestampTz now = GetCurrentTimestamp();
+	bool		claimed = false;
+
+	outbox_registry_lock(LW_EXCLUSIVE);
+	if (entry->in_use && entry->wanted && !entry->starting &&
+		entry->status.pid == 0 && entry->start_at <= now)
+	{
+		entry->starting = true;
+		*dboid = entry->status.dboid;
+		claimed = true;
+	}
+	outbox_registry_unlock();
+	return claimed;
+}
+
+void
+outbox_registry_not_running(int i, int retry_ms)
+{
+	OutboxWorkerEntry *entry = &outbox_registry_shared->entries[i];
+	TimestampTz start_at =
+		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), retry_ms);
+
+	outbox_registry_lock(LW_EXCLUSIVE);
+	entry->starting = false;
+	entry->start_at = start_at;
+	outbox_registry_free_if_unused(entry);
+	outbox_registry_unlock();
+}
+
+long
+outbox_registry_next_start(void)
+{
+	OutboxRegistryShared *shared = outbox_registry_shared;
+	TimestampTz now = GetCurrentTimestamp();
+	long		next = -1;
+
+	outbox_registry_lock(LW_SHARED);
+	for (int i = 0; i < outbox_max_workers; i++)
+	{
+		OutboxWorkerEntry *entry = &shared->entries[i];
+		long		ms;
+
+		if (!entry->in_use || !entry->wanted || entry->starting ||
+			entry->status.pid != 0)
+			continue;
+		ms = TimestampDifferenceMilliseconds(now, entry->start_at);
+		if (next < 0 || ms < next)
+			next = ms;
+	}
+	outbox_registry_unlock();
+	return next;
+}

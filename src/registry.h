@@ -1,0 +1,103 @@
+/*-------------------------------------------------------------------------
+ *
+ * registry.h
+ *	  Which server of which database has a worker, and how that one is.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OUTBOX_REGISTRY_H
+#define OUTBOX_REGISTRY_H
+
+#include "message.h"
+#include "storage/latch.h"
+
+/* For shared.c, which makes the memory. */
+struct OutboxRegistryShared;
+extern Size outbox_registry_size(void);
+extern void outbox_registry_init(struct OutboxRegistryShared *shared,
+								 bool found);
+
+/* What a worker is doing, as amqp_outbox.server_status shows it. */
+typedef enum OutboxWorkerState
+{
+	OUTBOX_WORKER_STARTING,
+	OUTBOX_WORKER_CONNECTING,
+	OUTBOX_WORKER_CONNECTED,
+	OUTBOX_WORKER_BLOCKED,		/* by the broker: connection.blocked */
+	OUTBOX_WORKER_WAITING,		/* before the next attempt to connect */
+	OUTBOX_WORKER_COPY,			/* the database is a copy, not adopted */
+	OUTBOX_WORKER_DRAINING,		/* waits for confirms before it stops */
+	OUTBOX_WORKER_STOPPED
+} OutboxWorkerState;
+
+extern const char *outbox_worker_state_name(OutboxWorkerState state);
+
+/* A worker that ended is started again after this time. */
+#define OUTBOX_RESTART_MS	1000
+
+#define OUTBOX_HOST_LEN		262	/* a DNS name, a colon, a port */
+
+/* A copy of one entry, for whoever shows it. */
+typedef struct OutboxWorkerStatus
+{
+	Oid			dboid;
+	Oid			serverid;
+	pid_t		pid;			/* 0: no process */
+	OutboxWorkerState state;
+	TimestampTz since;			/* of the state */
+	char		host[OUTBOX_HOST_LEN];
+	int			in_flight;
+	char		last_error[OUTBOX_FAILURE_MESSAGE_LEN +
+						   OUTBOX_FAILURE_DETAIL_LEN];
+	TimestampTz last_error_at;	/* 0: none */
+} OutboxWorkerStatus;
+
+/*
+ * Backends: something about servers of this database has changed and is
+ * committed.  The launcher looks at the database, its workers at their server.
+ */
+extern void outbox_registry_database_changed(Oid dboid);
+
+/* A copy of entry i; false if it is not in use.  i < outbox_max_workers. */
+extern bool outbox_registry_status(int i, OutboxWorkerStatus *status);
+
+/* Scouts: the servers that exist in a database; returns how many had no room */
+extern int	outbox_registry_report(Oid dboid, const Oid *servers, int nservers);
+
+/*
+ * Workers: take or give back entry i; attach is false if there is nothing to
+ * do (any more).  The rest is about the own entry.
+ */
+extern bool outbox_registry_attach(int i, Oid dboid, Oid *serverid);
+extern void outbox_registry_detach(void);
+extern void outbox_registry_set_state(OutboxWorkerState state,
+									  const char *host);
+extern void outbox_registry_set_in_flight(int in_flight);
+extern void outbox_registry_set_error(const OutboxFailure *failure);
+
+/* The server is gone: no worker is to be started for it again. */
+extern void outbox_registry_retire(void);
+
+/* Whether servers of this database changed since the last call. */
+extern bool outbox_registry_take_change(void);
+
+/*
+ * Launcher only.
+ */
+extern void outbox_registry_set_launcher(Latch *latch);
+
+/* Look at every database, or at one; take the next one to look at. */
+extern void outbox_registry_scan_all(void);
+extern void outbox_registry_scan(Oid dboid);
+extern bool outbox_registry_take_scan(Oid *dboid, bool *all);
+
+/* Is entry i in need of a process?  Marks it as being started. */
+extern bool outbox_registry_claim_start(int i, Oid *dboid);
+
+/* The process for entry i could not be started, or ended. */
+extern void outbox_registry_not_running(int i, int retry_ms);
+
+/* Milliseconds until the next entry wants a process; -1: none does. */
+extern long outbox_registry_next_start(void);
+
+#endif							/* OUTBOX_REGISTRY_H */

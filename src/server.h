@@ -1,0 +1,25 @@
+/*-------------------------------------------------------------------------
+ *
+ * server.h
+ *	  To which server a message goes, and whether the caller may send there.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OUTBOX_SERVER_H
+#define OUTBOX_SERVER_H
+
+#include "postgres.h"
+
+#include "nodes/pg_list.h"
+
+/*
+ * The server of that name, or the default one if name is NULL.  Errors: 42704
+ * if there is none, 42P08 if there are several and none is the default, 42809
+ * if it is a server of another wrapper, 42501 without USAGE.
+ */
+extern Oid	outbox_server_choose(const char *name);
+
+/* OIDs of all our servers in this database; NIL without the extension. */
+extern List *outbox_server_list(void);
+
+#endif							/* OUTBOX_SERVER_H */

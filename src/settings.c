@@ -1,0 +1,76 @@
+/*-------------------------------------------------------------------------
+ *
+ * settings.c
+ *	  The configuration parameters of amqp_outbox.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "miscadmin.h"
+#include "utils/guc.h"
+
+#include "settings.h"
+
+bool		outbox_enabled = true;
+char	   *outbox_default_server = NULL;
+int			outbox_drain_timeout = 2000;
+int			outbox_max_message_size = 16 * 1024 * 1024;
+int			outbox_max_workers = 32;
+
+void
+outbox_settings_define(void)
+{
+	DefineCustomStringVariable("amqp_outbox.default_server",
+							   "Server to which amqp_publish() publishes when no server is named.",
+							   "If this is empty and there is exactly one server, that one is used.",
+							   &outbox_default_server,
+							   "",
+							   PGC_USERSET,
+							   0,
+							   NULL, NULL, NULL);
+
+	DefineCustomIntVariable("amqp_outbox.drain_timeout",
+							"How long a worker that is to stop waits for the broker's outstanding confirms.",
+							"What is not confirmed by then is published again at the next start.",
+							&outbox_drain_timeout,
+							2000,
+							0, 60000,
+							PGC_SIGHUP,
+							GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	DefineCustomBoolVariable("amqp_outbox.enabled",
+							 "Whether this cluster publishes to brokers.",
+							 "When off, messages are collected and no worker runs: for a copy that is to stay silent.",
+							 &outbox_enabled,
+							 true,
+							 PGC_SIGHUP,
+							 0,
+							 NULL, NULL, NULL);
+
+	DefineCustomIntVariable("amqp_outbox.max_message_size",
+							"Largest body that amqp_publish() takes.",
+							"RabbitMQ refuses bodies above its own max_message_size, 16 MiB by default since 4.0.",
+							&outbox_max_message_size,
+							16 * 1024 * 1024,
+							1, 512 * 1024 * 1024,
+							PGC_SUSET,
+							GUC_UNIT_BYTE,
+							NULL, NULL, NULL);
+
+	if (process_shared_preload_libraries_in_progress)
+		DefineCustomIntVariable("amqp_outbox.max_workers",
+								"Largest number of servers, over all databases, that are published to.",
+								"Each takes one of max_worker_processes.",
+								&outbox_max_workers,
+								32,
+								1, OUTBOX_MAX_WORKERS,
+								PGC_POSTMASTER,
+								0,
+								NULL, NULL, NULL);
+
+	MarkGUCPrefixReserved("amqp_outbox");
+}

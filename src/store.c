@@ -1,0 +1,531 @@
+/*-------------------------------------------------------------------------
+ *
+ * store.c
+ *	  Every SQL statement of the worker.
+ *
+ * Statements are constants with typed parameters; their plans are kept for
+ * the life of the process.  Settings are pinned and names are qualified, and
+ * the transaction acts as the owner of the tables under
+ * SECURITY_RESTRICTED_OPERATION, so that nothing that a user of the database
+ * can create or set changes what they do.
+ *
+ * Reads must cost the same whatever the statistics say about the tables: the
+ * planner is left with nothing but the index.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/jsonb.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#include "catalog.h"
+#include "store.h"
+
+#define OUTBOX_MAX_PARAMS	7
+
+/* The columns of enum OutboxColumn, then the attempts so far. */
+#define OUTBOX_COLUMNS \
+	"server_key, id, message_id, enqueued_at, exchange, routing_key, body," \
+	" headers, content_type, content_encoding, persistent, priority," \
+	" correlation_id, reply_to, expiration_ms, message_timestamp, type," \
+	" user_id, app_id, mandatory"
+
+typedef enum OutboxStatementId
+{
+	STATEMENT_IDENTITY,
+	STATEMENT_SERVER_KEY,
+	STATEMENT_NEWEST_RECEIPT,
+	STATEMENT_READ,
+	STATEMENT_READ_DUE,
+	STATEMENT_NEXT_DUE,
+	STATEMENT_WRITE_RECEIPT,
+	STATEMENT_DEFER,
+	STATEMENT_DEFER_AGAIN,
+	STATEMENT_DELIVER_DEFERRED,
+	NSTATEMENTS
+} OutboxStatementId;
+
+typedef struct OutboxStatement
+{
+	const char *sql;
+	int			nparams;
+	Oid			types[OUTBOX_MAX_PARAMS];
+} OutboxStatement;
+
+static const OutboxStatement statements[NSTATEMENTS] = {
+	[STATEMENT_IDENTITY] = {
+		"SELECT bool_and(system_identifier = $1 AND database_oid = $2)"
+		" FROM amqp_outbox.identity",
+		2, {INT8OID, OIDOID}
+	},
+	[STATEMENT_SERVER_KEY] = {
+		"SELECT server_key FROM amqp_outbox.server_key WHERE server = $1",
+		1, {NAMEOID}
+	},
+	[STATEMENT_NEWEST_RECEIPT] = {
+		"SELECT through_id, receipt_no, settled_at, delivered, returned,"
+		" rejected FROM amqp_outbox.receipt WHERE server_key = $1"
+		" ORDER BY server_key DESC, through_id DESC, receipt_no DESC LIMIT 1",
+		1, {INT4OID}
+	},
+	[STATEMENT_READ] = {
+		"SELECT " OUTBOX_COLUMNS ", 0 FROM amqp_outbox.outbox"
+		" WHERE server_key = $1 AND id > $2 AND id < $3"
+		" ORDER BY server_key, id",
+		3, {INT4OID, INT8OID, INT8OID}
+	},
+	[STATEMENT_READ_DUE] = {
+		"SELECT " OUTBOX_COLUMNS ", attempts FROM amqp_outbox.deferred"
+		" WHERE server_key = $1 AND due_at <= $2"
+		" ORDER BY server_key, due_at, id",
+		2, {INT4OID, TIMESTAMPTZOID}
+	},
+	[STATEMENT_NEXT_DUE] = {
+		"SELECT due_at FROM amqp_outbox.deferred WHERE server_key = $1"
+		" ORDER BY server_key, due_at LIMIT 1",
+		1, {INT4OID}
+	},
+	[STATEMENT_WRITE_RECEIPT] = {
+		"INSERT INTO amqp_outbox.receipt (server_key, through_id, receipt_no,"
+		" settled_at, delivered, returned, rejected)"
+		" VALUES ($1, $2, $3, $4, $5, $6, $7)",
+		7, {INT4OID, INT8OID, INT8OID, TIMESTAMPTZOID, INT8OID, INT8OID,
+			INT8OID}
+	},
+	[STATEMENT_DEFER] = {
+		"INSERT INTO amqp_outbox.deferred (" OUTBOX_COLUMNS ", due_at,"
+		" attempts, first_attempt_at, last_attempt_at, reply_code, last_error)"
+		" SELECT " OUTBOX_COLUMNS ", $3, 1, $4, $4, $5, $6"
+		" FROM amqp_outbox.outbox WHERE server_key = $1 AND id = $2",
+		6, {INT4OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID, TEXTOID}
+	},
+	[STATEMENT_DEFER_AGAIN] = {
+		"UPDATE amqp_outbox.deferred SET due_at = $3, attempts = attempts + 1,"
+		" last_attempt_at = $4, reply_code = $5, last_error = $6"
+		" WHERE server_key = $1 AND id = $2",
+		6, {INT4OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID, TEXTOID}
+	},
+	[STATEMENT_DELIVER_DEFERRED] = {
+		"WITH gone AS (DELETE FROM amqp_outbox.deferred"
+		" WHERE server_key = $1 AND id = $2 RETURNING attempts)"
+		" INSERT INTO amqp_outbox.late (server_key, id, delivered_at, attempts)"
+		" SELECT $1, $2, $3, attempts + 1 FROM gone",
+		3, {INT4OID, INT8OID, TIMESTAMPTZOID}
+	},
+};
+
+static SPIPlanPtr plans[NSTATEMENTS];
+
+void
+outbox_store_pin_settings(void)
+{
+	static const char *const pinned[][2] = {
+		{"search_path", "pg_catalog, pg_temp"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_deferrable", "off"},
+		{"synchronous_commit", "off"},
+		{"row_security", "off"},
+		{"statement_timeout", "0"},
+		{"lock_timeout", "1s"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"session_replication_role", "origin"},
+		{"enable_seqscan", "off"},
+		{"enable_bitmapscan", "off"},
+		{"enable_sort", "off"},
+		{"jit", "off"},
+		{"plan_cache_mode", "force_generic_plan"},
+		{"max_parallel_workers_per_gather", "0"},
+	};
+
+	for (int i = 0; i < (int) lengthof(pinned); i++)
+		SetConfigOption(pinned[i][0], pinned[i][1], PGC_SUSET,
+						PGC_S_OVERRIDE);
+}
+
+/*
+ * Brackets
+ */
+
+static Oid
+outbox_store_owner(Oid relid)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", relid);
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
+bool
+outbox_store_begin(void)
+{
+	Oid			relid;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	relid = outbox_catalog_relid_if_exists("outbox");
+	if (!OidIsValid(get_extension_oid(OUTBOX_EXTENSION, true)) ||
+		!OidIsValid(relid))
+	{
+		CommitTransactionCommand();
+		return false;
+	}
+	SetUserIdAndSecContext(outbox_store_owner(relid),
+						   SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	return true;
+}
+
+void
+outbox_store_commit(void)
+{
+	SPI_finish();
+	PopActiveSnapshot();
+	SetUserIdAndSecContext(GetSessionUserId(), 0);
+	CommitTransactionCommand();
+	pgstat_report_stat(false);
+}
+
+Oid
+outbox_store_outbox(void)
+{
+	return outbox_catalog_relid("outbox");
+}
+
+/*
+ * Running statements
+ */
+
+static uint64
+outbox_store_execute(OutboxStatementId id, Datum *values, const char *nulls,
+					 int expected, long max_rows)
+{
+	const OutboxStatement *statement = &statements[id];
+	bool		read_only = expected == SPI_OK_SELECT;
+	int			result;
+
+	if (plans[id] == NULL)
+	{
+		SPIPlanPtr	plan = SPI_prepare(statement->sql, statement->nparams,
+									   (Oid *) statement->types);
+
+		if (plan == NULL || SPI_keepplan(plan) != 0)
+			elog(ERROR, "could not prepare \"%s\": %s", statement->sql,
+				 SPI_result_code_string(SPI_result));
+		plans[id] = plan;
+	}
+	result = SPI_execute_plan(plans[id], values, nulls, read_only, max_rows);
+	if (result != expected)
+		elog(ERROR, "could not execute \"%s\": %s", statement->sql,
+			 SPI_result_code_string(result));
+	return SPI_processed;
+}
+
+/* A column of a row of the last result that cannot be null. */
+static Datum
+outbox_store_column(int row, int column)
+{
+	bool		isnull;
+	Datum		datum = SPI_getbinval(SPI_tuptable->vals[row],
+									  SPI_tuptable->tupdesc, column, &isnull);
+
+	if (isnull)
+		elog(ERROR, "unexpected null in column %d", column);
+	return datum;
+}
+
+OutboxIdentity
+outbox_store_identity(void)
+{
+	Datum		values[2];
+	Datum		own;
+	bool		isnull;
+
+	values[0] = Int64GetDatum(outbox_catalog_system_identifier());
+	values[1] = ObjectIdGetDatum(MyDatabaseId);
+	outbox_store_execute(STATEMENT_IDENTITY, values, NULL, SPI_OK_SELECT, 1);
+	own = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+						&isnull);
+	if (isnull)
+		return OUTBOX_IDENTITY_NONE;
+	return DatumGetBool(own) ? OUTBOX_IDENTITY_OWN : OUTBOX_IDENTITY_COPY;
+}
+
+int32
+outbox_store_server_key(const char *server_name)
+{
+	NameData	name;
+	Datum		values[1];
+
+	namestrcpy(&name, server_name);
+	values[0] = NameGetDatum(&name);
+	if (outbox_store_execute(STATEMENT_SERVER_KEY, values, NULL,
+							 SPI_OK_SELECT, 1) == 0)
+		return 0;
+	return DatumGetInt32(outbox_store_column(0, 1));
+}
+
+void
+outbox_store_newest_receipt(int32 server_key, OutboxReceipt *receipt)
+{
+	Datum		values[1];
+
+	memset(receipt, 0, sizeof(*receipt));
+	values[0] = Int32GetDatum(server_key);
+	if (outbox_store_execute(STATEMENT_NEWEST_RECEIPT, values, NULL,
+							 SPI_OK_SELECT, 1) == 0)
+		return;
+	receipt->through_id = DatumGetInt64(outbox_store_column(0, 1));
+	receipt->receipt_no = DatumGetInt64(outbox_store_column(0, 2));
+	receipt->settled_at = DatumGetTimestampTz(outbox_store_column(0, 3));
+	receipt->delivered = DatumGetInt64(outbox_store_column(0, 4));
+	receipt->returned = DatumGetInt64(outbox_store_column(0, 5));
+	receipt->rejected = DatumGetInt64(outbox_store_column(0, 6));
+}
+
+/*
+ * Reading messages
+ */
+
+/* A text column as UTF-8, NULL if it is null. */
+static const char *
+outbox_store_get_text(const Datum *values, const bool *isnull, int column)
+{
+	char	   *str;
+
+	if (isnull[column])
+		return NULL;
+	str = TextDatumGetCString(values[column]);
+	return pg_server_to_any(str, strlen(str), PG_UTF8);
+}
+
+static OutboxMessage *
+outbox_store_form_message(HeapTuple tuple, TupleDesc tupdesc,
+						  const OutboxServer *server)
+{
+	OutboxMessage *msg = palloc0(sizeof(OutboxMessage));
+	Datum		values[OUTBOX_NCOLUMNS + 1];
+	bool		isnull[OUTBOX_NCOLUMNS + 1];
+	bytea	   *body;
+
+	heap_deform_tuple(tuple, tupdesc, values, isnull);
+	msg->id = DatumGetInt64(values[OUTBOX_COL_ID]);
+	msg->attempts = DatumGetInt32(values[OUTBOX_NCOLUMNS]);
+	msg->message_id = outbox_store_get_text(values, isnull,
+											OUTBOX_COL_MESSAGE_ID);
+	msg->exchange = outbox_store_get_text(values, isnull, OUTBOX_COL_EXCHANGE);
+	msg->routing_key = outbox_store_get_text(values, isnull,
+											 OUTBOX_COL_ROUTING_KEY);
+	body = DatumGetByteaPCopy(values[OUTBOX_COL_BODY]);
+	msg->body = VARDATA(body);
+	msg->body_len = VARSIZE(body) - VARHDRSZ;
+	if (!isnull[OUTBOX_COL_HEADERS])
+		msg->headers = DatumGetJsonbPCopy(values[OUTBOX_COL_HEADERS]);
+	msg->content_type = outbox_store_get_text(values, isnull,
+											  OUTBOX_COL_CONTENT_TYPE);
+	msg->content_encoding = outbox_store_get_text(values, isnull,
+												  OUTBOX_COL_CONTENT_ENCODING);
+	msg->correlation_id = outbox_store_get_text(values, isnull,
+												OUTBOX_COL_CORRELATION_ID);
+	msg->reply_to = outbox_store_get_text(values, isnull, OUTBOX_COL_REPLY_TO);
+	msg->type = outbox_store_get_text(values, isnull, OUTBOX_COL_TYPE);
+	msg->user_id = outbox_store_get_text(values, isnull, OUTBOX_COL_USER_ID);
+	msg->app_id = outbox_store_get_text(values, isnull, OUTBOX_COL_APP_ID);
+	msg->expiration_ms = isnull[OUTBOX_COL_EXPIRATION_MS] ? -1 :
+		DatumGetInt64(values[OUTBOX_COL_EXPIRATION_MS]);
+	msg->timestamp_s = isnull[OUTBOX_COL_MESSAGE_TIMESTAMP] ? -1 :
+		timestamptz_to_time_t(DatumGetTimestampTz(values[OUTBOX_COL_MESSAGE_TIMESTAMP]));
+	msg->priority = isnull[OUTBOX_COL_PRIORITY] ? -1 :
+		DatumGetInt16(values[OUTBOX_COL_PRIORITY]);
+	msg->persistent = isnull[OUTBOX_COL_PERSISTENT] ? server->persistent :
+		DatumGetBool(values[OUTBOX_COL_PERSISTENT]);
+	msg->mandatory = isnull[OUTBOX_COL_MANDATORY] ? server->mandatory :
+		DatumGetBool(values[OUTBOX_COL_MANDATORY]);
+	return msg;
+}
+
+/*
+ * Form messages from the rows of the last result until one exceeds the bytes.
+ * Large bodies are still TOAST pointers in the result, so that it is small.
+ */
+static int
+outbox_store_form_messages(MemoryContext context, Size max_bytes,
+						   const OutboxServer *server, bool deferred,
+						   OutboxMessage **messages)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(context);
+	Size		bytes = 0;
+	int			n = 0;
+
+	while ((uint64) n < SPI_processed && (n == 0 || bytes < max_bytes))
+	{
+		OutboxMessage *msg = outbox_store_form_message(SPI_tuptable->vals[n],
+													   SPI_tuptable->tupdesc,
+													   server);
+
+		msg->deferred = deferred;
+		bytes += msg->body_len;
+		messages[n++] = msg;
+	}
+	MemoryContextSwitchTo(old_context);
+	return n;
+}
+
+int
+outbox_store_read(int32 server_key, int64 after, int64 before, int max_rows,
+				  Size max_bytes, const OutboxServer *server,
+				  OutboxMessage **messages, bool *complete)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Datum		values[3];
+	uint64		found;
+	int			n;
+
+	values[0] = Int32GetDatum(server_key);
+	values[1] = Int64GetDatum(after);
+	values[2] = Int64GetDatum(before);
+	found = outbox_store_execute(STATEMENT_READ, values, NULL, SPI_OK_SELECT,
+								 max_rows);
+	n = outbox_store_form_messages(context, max_bytes, server, false,
+								   messages);
+	*complete = found < (uint64) max_rows && (uint64) n == found;
+	SPI_freetuptable(SPI_tuptable);
+	return n;
+}
+
+int
+outbox_store_read_due(int32 server_key, TimestampTz now, int max_rows,
+					  Size max_bytes, const OutboxServer *server,
+					  OutboxMessage **messages)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Datum		values[2];
+	int			n;
+
+	values[0] = Int32GetDatum(server_key);
+	values[1] = TimestampTzGetDatum(now);
+	outbox_store_execute(STATEMENT_READ_DUE, values, NULL, SPI_OK_SELECT,
+						 max_rows);
+	n = outbox_store_form_messages(context, max_bytes, server, true, messages);
+	SPI_freetuptable(SPI_tuptable);
+	return n;
+}
+
+TimestampTz
+outbox_store_next_due(int32 server_key)
+{
+	Datum		values[1];
+
+	values[0] = Int32GetDatum(server_key);
+	if (outbox_store_execute(STATEMENT_NEXT_DUE, values, NULL, SPI_OK_SELECT,
+							 1) == 0)
+		return 0;
+	return DatumGetTimestampTz(outbox_store_column(0, 1));
+}
+
+/*
+ * Writing outcomes
+ */
+
+void
+outbox_store_write_receipt(int32 server_key, const OutboxReceipt *receipt)
+{
+	Datum		values[7];
+
+	values[0] = Int32GetDatum(server_key);
+	values[1] = Int64GetDatum(receipt->through_id);
+	values[2] = Int64GetDatum(receipt->receipt_no);
+	values[3] = TimestampTzGetDatum(receipt->settled_at);
+	values[4] = Int64GetDatum(receipt->delivered);
+	values[5] = Int64GetDatum(receipt->returned);
+	values[6] = Int64GetDatum(receipt->rejected);
+	outbox_store_execute(STATEMENT_WRITE_RECEIPT, values, NULL, SPI_OK_INSERT,
+						 0);
+}
+
+/*
+ * Text from outside as the database can hold it.  An encoding conversion may
+ * fail, and a word of the broker must never keep a message from being settled.
+ */
+static Datum
+outbox_store_foreign_text(const char *utf8)
+{
+	char	   *copy = pstrdup(utf8);
+
+	if (GetDatabaseEncoding() != PG_UTF8)
+	{
+		for (char *c = copy; *c; c++)
+		{
+			if (IS_HIGHBIT_SET(*c))
+				*c = '?';
+		}
+	}
+	return CStringGetTextDatum(copy);
+}
+
+static void
+outbox_store_write_deferral(OutboxStatementId statement, int expected,
+							int32 server_key, const OutboxDeferral *deferral)
+{
+	Datum		values[6];
+	char		nulls[6] = {' ', ' ', ' ', ' ', ' ', ' '};
+
+	values[0] = Int32GetDatum(server_key);
+	values[1] = Int64GetDatum(deferral->id);
+	values[2] = TimestampTzGetDatum(deferral->due_at);
+	values[3] = TimestampTzGetDatum(deferral->attempted_at);
+	values[4] = Int32GetDatum(deferral->reply_code);
+	if (deferral->reply_code == 0)
+		nulls[4] = 'n';
+	values[5] = outbox_store_foreign_text(deferral->reason);
+	if (outbox_store_execute(statement, values, nulls, expected, 0) != 1)
+		elog(WARNING, "message " INT64_FORMAT " to be deferred is not there",
+			 deferral->id);
+}
+
+void
+outbox_store_defer(int32 server_key, const OutboxDeferral *deferral)
+{
+	outbox_store_write_deferral(STATEMENT_DEFER, SPI_OK_INSERT, server_key,
+								deferral);
+}
+
+void
+outbox_store_defer_again(int32 server_key, const OutboxDeferral *deferral)
+{
+	outbox_store_write_deferral(STATEMENT_DEFER_AGAIN, SPI_OK_UPDATE,
+								server_key, deferral);
+}
+
+void
+outbox_store_deliver_deferred(int32 server_key, int64 id, TimestampTz now)
+{
+	Datum		values[3];
+
+	values[0] = Int32GetDatum(server_key);
+	values[1] = Int64GetDatum(id);
+	values[2] = TimestampTzGetDatum(now);
+	outbox_store_execute(STATEMENT_DELIVER_DEFERRED, values, NULL,
+						 SPI_OK_INSERT, 0);
+}

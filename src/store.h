@@ -1,0 +1,99 @@
+/*-------------------------------------------------------------------------
+ *
+ * store.h
+ *	  Every SQL statement of the worker.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OUTBOX_STORE_H
+#define OUTBOX_STORE_H
+
+#include "message.h"
+#include "option.h"
+
+/* A row of amqp_outbox.receipt; the counts are totals. */
+typedef struct OutboxReceipt
+{
+	int64		through_id;
+	int64		receipt_no;		/* 0: there is none yet */
+	TimestampTz settled_at;
+	int64		delivered;
+	int64		returned;
+	int64		rejected;
+} OutboxReceipt;
+
+/* Why an attempt failed, and when the next one is due. */
+typedef struct OutboxDeferral
+{
+	int64		id;
+	TimestampTz due_at;
+	TimestampTz attempted_at;
+	int			reply_code;		/* 0: none */
+	const char *reason;			/* UTF-8 */
+} OutboxDeferral;
+
+typedef enum OutboxIdentity
+{
+	OUTBOX_IDENTITY_OWN,
+	OUTBOX_IDENTITY_NONE,		/* nothing was ever published here */
+	OUTBOX_IDENTITY_COPY		/* the tables belong to another database */
+} OutboxIdentity;
+
+/* Pin whatever settings could change what the statements mean. */
+extern void outbox_store_pin_settings(void);
+
+/*
+ * Begin a transaction with a snapshot of its own, as the owner of the tables;
+ * false, without a transaction, if the extension is not in this database.
+ * All other functions need it.  Errors fly; AbortCurrentTransaction() ends it.
+ */
+extern bool outbox_store_begin(void);
+extern void outbox_store_commit(void);
+
+/* The outbox of this database. */
+extern Oid	outbox_store_outbox(void);
+
+extern OutboxIdentity outbox_store_identity(void);
+
+/* The stable key of a server; 0 if nothing was ever published to it. */
+extern int32 outbox_store_server_key(const char *server_name);
+
+/* The newest receipt; all zero if there is none. */
+extern void outbox_store_newest_receipt(int32 server_key,
+										OutboxReceipt *receipt);
+
+/*
+ * The next messages with after < id < before, in id order, at most max_rows
+ * and, beyond the first, max_bytes of bodies.  They and all they point to are
+ * allocated in CurrentMemoryContext; persistent and mandatory follow the
+ * server where a message does not say.  Returns how many; *complete says
+ * whether there are no more in that interval.
+ */
+extern int	outbox_store_read(int32 server_key, int64 after, int64 before,
+							  int max_rows, Size max_bytes,
+							  const OutboxServer *server,
+							  OutboxMessage **messages, bool *complete);
+
+/* The same for deferred messages that are due. */
+extern int	outbox_store_read_due(int32 server_key, TimestampTz now,
+								  int max_rows, Size max_bytes,
+								  const OutboxServer *server,
+								  OutboxMessage **messages);
+
+/* When the next deferred message is due; 0 if there is none. */
+extern TimestampTz outbox_store_next_due(int32 server_key);
+
+extern void outbox_store_write_receipt(int32 server_key,
+									   const OutboxReceipt *receipt);
+
+/* A message of the outbox failed: it is tried again by a clock of its own. */
+extern void outbox_store_defer(int32 server_key,
+							   const OutboxDeferral *deferral);
+
+/* A deferred message failed again, or was delivered. */
+extern void outbox_store_defer_again(int32 server_key,
+									 const OutboxDeferral *deferral);
+extern void outbox_store_deliver_deferred(int32 server_key, int64 id,
+										  TimestampTz now);
+
+#endif							/* OUTBOX_STORE_H */

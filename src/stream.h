@@ -1,0 +1,94 @@
+/*-------------------------------------------------------------------------
+ *
+ * stream.h
+ *	  A byte stream to one host: name resolution, TCP and TLS, without
+ *	  blocking.
+ *
+ * Nothing here waits and nothing here raises an error because of the network:
+ * the caller asks what to wait for, waits, and calls outbox_stream_advance().
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OUTBOX_STREAM_H
+#define OUTBOX_STREAM_H
+
+#include "message.h"
+
+/* more sockets than a stream ever waits for (c-ares has at most 16) */
+#define OUTBOX_STREAM_MAX_SOCKETS	16
+
+typedef struct OutboxStream OutboxStream;
+
+typedef enum OutboxStreamState
+{
+	OUTBOX_STREAM_RESOLVING,
+	OUTBOX_STREAM_CONNECTING,	/* TCP; each address in turn */
+	OUTBOX_STREAM_HANDSHAKING,	/* TLS */
+	OUTBOX_STREAM_OPEN,
+	OUTBOX_STREAM_FAILED		/* also closed by the peer */
+} OutboxStreamState;
+
+/* A socket to wait for: events are WL_SOCKET_READABLE, WL_SOCKET_WRITEABLE. */
+typedef struct OutboxSocket
+{
+	pgsocket	fd;
+	uint32		events;
+} OutboxSocket;
+
+/*
+ * Begin to connect.  The strings are copied.  With tls the chain is verified
+ * against cacertfile (PEM) or, if that is NULL, the system's store, and the
+ * certificate must be for host, name or IP address.
+ */
+extern OutboxStream *outbox_stream_open(const char *host, int port, bool tls,
+										const char *cacertfile);
+
+/* Go on as far as possible without waiting; the state reached. */
+extern OutboxStreamState outbox_stream_advance(OutboxStream *stream);
+
+/*
+ * Bytes moved; 0 if that would block; -1 if the stream failed or the peer
+ * closed it (see outbox_stream_failure).  Only while OPEN.  A write that would
+ * block is to be tried again with the same bytes, more may follow them.  A
+ * failed write leaves the stream OPEN for reading: the peer's last words may
+ * still be there.
+ */
+extern ssize_t outbox_stream_read(OutboxStream *stream, char *buf, Size len);
+extern ssize_t outbox_stream_write(OutboxStream *stream, const char *buf,
+								   Size len);
+
+/*
+ * What to wait for: fills sockets[OUTBOX_STREAM_MAX_SOCKETS], returns how
+ * many.  want_write: the caller has bytes that a write refused.
+ */
+extern int	outbox_stream_sockets(OutboxStream *stream, bool want_write,
+								  OutboxSocket *sockets);
+
+/* Changes whenever a file descriptor was opened or closed. */
+extern uint64 outbox_stream_generation(const OutboxStream *stream);
+
+/* Milliseconds until advance() must be called even without input; -1 never. */
+extern long outbox_stream_timeout(OutboxStream *stream);
+
+extern const OutboxFailure *outbox_stream_failure(const OutboxStream *stream);
+
+/* Close and free; never blocks.  NULL is allowed. */
+extern void outbox_stream_close(OutboxStream *stream);
+
+/* Milliseconds on a clock that nobody sets; only differences have a meaning. */
+extern int64 outbox_clock_ms(void);
+
+/*
+ * Copy text of unknown origin as valid UTF-8, cut between characters to fit
+ * dst[size], NUL included.  Invalid bytes become "?", and NUL bytes and, if
+ * printable, other control characters a space.
+ */
+extern void outbox_utf8_copy(char *dst, Size size, const char *src, Size len,
+							 bool printable);
+
+/* Fill in a failure; detail may be NULL and need not be valid UTF-8. */
+extern void outbox_failure_set(OutboxFailure *failure, int sqlerrcode,
+							   const char *detail, const char *fmt,...)
+			pg_attribute_printf(4, 5);
+
+#endif							/* OUTBOX_STREAM_H */

@@ -1,0 +1,830 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.c
+ *	  The process that publishes for one server of one database.
+ *
+ * Started by the launcher for an entry of the registry.  The loop has one
+ * shape: look at requests from outside, do what the connection needs, move
+ * messages through the pipeline, wait.  Everything is waited for in one place:
+ * the latch (set by commits, by changes of servers, by signals), the sockets
+ * of the transport, and the next clock of anybody.
+ *
+ *		STARTING --> CONNECTING --> CONNECTED <--> BLOCKED
+ *						^  |			|			  |
+ *						|  v			v			  v
+ *					   WAITING <------ connection lost
+ *
+ * and from anywhere DRAINING, when the process is to stop or the connection's
+ * options have changed: nothing new is published, what is in flight is waited
+ * for, a while.  COPY is the state of a worker whose database was copied.
+ *
+ * SIGTERM only sets a flag, so that a stop can drain; nothing here waits for
+ * anything but in that one place, so the flag is seen at once.
+ *
+ * The same entry point serves as scout: a short-lived process that looks
+ * which servers a database has.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "commands/dbcommands.h"
+#include "commands/extension.h"
+#include "common/pg_prng.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "storage/procsignal.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "catalog.h"
+#include "compat.h"
+#include "horizon.h"
+#include "option.h"
+#include "pipeline.h"
+#include "registry.h"
+#include "server.h"
+#include "settings.h"
+#include "store.h"
+#include "transport.h"
+#include "worker.h"
+
+/* Pauses between attempts to connect: doubling from the first to the last. */
+#define OUTBOX_CONNECT_FIRST_MS		250
+#define OUTBOX_CONNECT_LAST_MS		5000
+
+/* The same after an error of our own SQL. */
+#define OUTBOX_ERROR_FIRST_MS		500
+#define OUTBOX_ERROR_LAST_MS		30000
+
+/* A connection that was up for so long was a good one. */
+#define OUTBOX_GOOD_CONNECTION_MS	10000
+
+/* How often an unchanged failure is logged again, and a different one. */
+#define OUTBOX_REMINDER_MS			(60 * 60 * 1000)
+#define OUTBOX_LOG_PAUSE_MS			1000
+
+typedef struct OutboxWorker
+{
+	MemoryContext context;		/* for the life of the process */
+	char	   *database;
+	Oid			serverid;
+	MemoryContext server_context;
+	OutboxServer *server;
+	OutboxPipeline *pipeline;
+
+	OutboxTransport *transport; /* NULL: not connected */
+	bool		ready;			/* the transport takes messages */
+	bool		announced;		/* and that was logged */
+	bool		blocked;		/* the broker asked for a pause */
+	TimestampTz ready_since;
+	TimestampTz confirm_clock;	/* confirms are not late before this */
+	int			host_no;		/* of the current or next connection */
+	int			failures;		/* to connect, in a row */
+	TimestampTz retry_at;		/* next attempt to connect */
+
+	bool		stopping;		/* leave when drained */
+	bool		reconnecting;	/* connect anew when drained */
+	TimestampTz drain_until;
+
+	bool		reload;			/* options may have changed */
+	bool		more;			/* the last read left something behind */
+	bool		copy;			/* the database is a copy */
+	int			errors;			/* of our own SQL, in a row */
+	TimestampTz sql_retry_at;	/* no transaction before this; 0: now */
+
+	OutboxFailure logged;		/* the last failure that was logged */
+	TimestampTz logged_at;
+	int			unlogged;		/* equal ones since */
+
+	WaitEventSet *set;			/* NULL: to be built */
+	uint64		set_generation; /* of the transport's sockets in it */
+	int			nsockets;
+	OutboxSocket sockets[OUTBOX_STREAM_MAX_SOCKETS];
+} OutboxWorker;
+
+static OutboxWorker *worker = NULL;
+
+/*
+ * What others see of us
+ */
+
+static char *
+outbox_worker_host(void)
+{
+	OutboxHost *host = &worker->server->hosts[worker->host_no];
+
+	return psprintf(strchr(host->name, ':') ? "[%s]:%d" : "%s:%d",
+					host->name, host->port);
+}
+
+static void
+outbox_worker_set_state(OutboxWorkerState state)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(worker->context);
+	char	   *host = outbox_worker_host();
+	char	   *activity = psprintf("server \"%s\": %s%s%s",
+									worker->server->name,
+									outbox_worker_state_name(state),
+									worker->transport ? ", broker " : "",
+									worker->transport ? host : "");
+
+	outbox_registry_set_state(state, worker->transport ? host : NULL);
+	pgstat_report_activity(state == OUTBOX_WORKER_CONNECTED ?
+						   STATE_RUNNING : STATE_IDLE, activity);
+	pfree(activity);
+	pfree(host);
+	MemoryContextSwitchTo(old_context);
+}
+
+/*
+ * Log a failure when it differs from the one before, else only now and then;
+ * and never one right after the other, lest a message that fails in turn with
+ * another fills the log.  The status shows the newest in any case.
+ */
+static void
+outbox_worker_log_failure(const OutboxFailure *failure)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	bool		same = strcmp(failure->message, worker->logged.message) == 0 &&
+		strcmp(failure->detail, worker->logged.detail) == 0;
+
+	outbox_registry_set_error(failure);
+	if (!TimestampDifferenceExceeds(worker->logged_at, now,
+									same ? OUTBOX_REMINDER_MS :
+									OUTBOX_LOG_PAUSE_MS))
+	{
+		worker->unlogged++;
+		return;
+	}
+
+	ereport(LOG,
+			(errcode(failure->sqlerrcode),
+			 errmsg("server \"%s\": %s", worker->server->name,
+					failure->message),
+			 failure->detail[0] ? errdetail_internal("%s", failure->detail) : 0,
+			 worker->unlogged > 0
+			 ? errhint("%d failures since the last message were not logged.",
+					   worker->unlogged) : 0));
+	worker->logged = *failure;
+	worker->logged_at = now;
+	worker->unlogged = 0;
+}
+
+/*
+ * Connecting
+ */
+
+static int
+outbox_worker_backoff_ms(int failures, int first_ms, int last_ms)
+{
+	int			ms = Min(first_ms << Min(failures, 10), last_ms);
+
+	return (int) (ms * (0.75 + 0.5 * pg_prng_double(&pg_global_prng_state)));
+}
+
+static void
+outbox_worker_disconnect(void)
+{
+	outbox_transport_close(worker->transport);
+	worker->transport = NULL;
+	worker->ready = false;
+	worker->announced = false;
+	worker->blocked = false;
+	if (worker->set)
+		FreeWaitEventSet(worker->set);
+	worker->set = NULL;
+	if (worker->pipeline)
+		outbox_pipeline_disconnected(worker->pipeline);
+}
+
+/* The connection is lost or could not be made: pause, then the next host. */
+static void
+outbox_worker_connection_failed(const OutboxFailure *failure)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int			pause;
+
+	if (worker->ready &&
+		TimestampDifferenceExceeds(worker->ready_since, now,
+								   OUTBOX_GOOD_CONNECTION_MS))
+	{
+		worker->failures = 0;
+		worker->logged.message[0] = '\0';
+	}
+	outbox_worker_log_failure(failure);
+	outbox_worker_disconnect();
+
+	/* a round through all hosts counts as one failure */
+	pause = outbox_worker_backoff_ms(worker->failures / worker->server->nhosts,
+									 OUTBOX_CONNECT_FIRST_MS,
+									 OUTBOX_CONNECT_LAST_MS);
+	worker->failures++;
+	worker->host_no = (worker->host_no + 1) % worker->server->nhosts;
+	worker->retry_at = TimestampTzPlusMilliseconds(now, pause);
+	if (!worker->stopping)
+		outbox_worker_set_state(OUTBOX_WORKER_WAITING);
+}
+
+static void
+outbox_worker_connect(void)
+{
+	OutboxServer *server = worker->server;
+	OutboxFailure failure;
+	char	   *password;
+	char	   *connection_name;
+
+	if (server->user == NULL)
+	{
+		outbox_failure_set(&failure, ERRCODE_UNDEFINED_OBJECT, NULL,
+						   "there is no user mapping with a user for the server's owner or PUBLIC");
+		outbox_worker_connection_failed(&failure);
+		return;
+	}
+	password = outbox_option_password(server, &failure);
+	if (password == NULL)
+	{
+		outbox_worker_connection_failed(&failure);
+		return;
+	}
+	connection_name = psprintf("amqp_outbox %s/%s", worker->database,
+							   server->name);
+	worker->transport = outbox_transport_start(server, worker->host_no,
+											   password, connection_name);
+	pfree(connection_name);
+	explicit_bzero(password, strlen(password));
+	pfree(password);
+	outbox_worker_set_state(OUTBOX_WORKER_CONNECTING);
+}
+
+/*
+ * Events
+ */
+
+static void
+outbox_worker_ready(void)
+{
+	worker->ready = true;
+	worker->ready_since = GetCurrentTimestamp();
+	worker->confirm_clock = worker->ready_since;
+	if (!worker->announced)
+	{
+		char	   *host = outbox_worker_host();
+
+		ereport(LOG,
+				(errmsg("server \"%s\": connected to broker %s",
+						worker->server->name, host)));
+		pfree(host);
+		worker->announced = true;
+	}
+	if (!worker->stopping && !worker->reconnecting)
+		outbox_worker_set_state(OUTBOX_WORKER_CONNECTED);
+}
+
+static void
+outbox_worker_blocked(bool blocked, const OutboxFailure *failure)
+{
+	worker->blocked = blocked;
+	worker->confirm_clock = GetCurrentTimestamp();
+	if (blocked)
+		outbox_worker_log_failure(failure);
+	if (!worker->stopping && !worker->reconnecting)
+		outbox_worker_set_state(blocked ? OUTBOX_WORKER_BLOCKED :
+								OUTBOX_WORKER_CONNECTED);
+}
+
+static void
+outbox_worker_handle_event(OutboxEvent *event)
+{
+	OutboxFailure failure;
+
+	switch (event->type)
+	{
+		case OUTBOX_EVENT_NONE:
+			break;
+		case OUTBOX_EVENT_READY:
+			outbox_worker_ready();
+			break;
+		case OUTBOX_EVENT_CHANNEL_CLOSED:
+			outbox_worker_log_failure(&event->failure);
+			worker->ready = false;
+			/* FALLTHROUGH */
+		case OUTBOX_EVENT_CONFIRM:
+		case OUTBOX_EVENT_RETURN:
+			if (outbox_pipeline_event(worker->pipeline, event))
+				break;
+			outbox_failure_set(&failure, ERRCODE_PROTOCOL_VIOLATION, NULL,
+							   "the broker answered a message that it was not sent");
+			outbox_worker_connection_failed(&failure);
+			break;
+		case OUTBOX_EVENT_BLOCKED:
+			outbox_worker_blocked(true, &event->failure);
+			break;
+		case OUTBOX_EVENT_UNBLOCKED:
+			outbox_worker_blocked(false, NULL);
+			break;
+		case OUTBOX_EVENT_LOST:
+			outbox_worker_connection_failed(&event->failure);
+			break;
+	}
+}
+
+/* When the confirm that is waited for longest is overdue; 0: none is. */
+static TimestampTz
+outbox_worker_confirm_deadline(void)
+{
+	TimestampTz sent = outbox_pipeline_oldest_sent(worker->pipeline);
+
+	if (sent == 0 || worker->blocked || !worker->ready)
+		return 0;
+	sent = Max(sent, worker->confirm_clock);
+	return TimestampTzPlusMilliseconds(sent,
+									   worker->server->confirm_timeout * INT64CONST(1000));
+}
+
+static void
+outbox_worker_check_confirms(TimestampTz now)
+{
+	TimestampTz deadline = outbox_worker_confirm_deadline();
+	OutboxFailure failure;
+
+	if (deadline == 0 || now < deadline)
+		return;
+	outbox_failure_set(&failure, ERRCODE_CONNECTION_FAILURE, NULL,
+					   "the broker did not confirm a message within %d s",
+					   worker->server->confirm_timeout);
+	outbox_worker_connection_failed(&failure);
+}
+
+/* Do what the connection needs and hear what the broker says. */
+static void
+outbox_worker_drive_connection(TimestampTz now)
+{
+	OutboxEvent event;
+
+	if (worker->transport == NULL)
+	{
+		if (worker->stopping || worker->copy || now < worker->retry_at)
+			return;
+		outbox_worker_connect();
+	}
+	while (worker->transport != NULL &&
+		   outbox_transport_next_event(worker->transport,
+									   &event) != OUTBOX_EVENT_NONE)
+		outbox_worker_handle_event(&event);
+	if (worker->transport != NULL)
+		outbox_worker_check_confirms(now);
+}
+
+/*
+ * Moving messages
+ */
+
+static bool
+outbox_worker_draining(void)
+{
+	return worker->stopping || worker->reconnecting;
+}
+
+static void
+outbox_worker_leave(void)
+{
+	outbox_registry_retire();
+	worker->stopping = true;
+	worker->drain_until = 0;
+}
+
+static void
+outbox_worker_read(void)
+{
+	OutboxReadResult result = outbox_pipeline_read(worker->pipeline,
+												   worker->server);
+
+	worker->more = result == OUTBOX_READ_SOME;
+	switch (result)
+	{
+		case OUTBOX_READ_NOTHING:
+		case OUTBOX_READ_SOME:
+			break;
+		case OUTBOX_READ_COPY:
+			if (worker->copy)
+				break;
+			worker->copy = true;
+			outbox_worker_disconnect();
+			outbox_worker_set_state(OUTBOX_WORKER_COPY);
+			ereport(LOG,
+					(errmsg("server \"%s\": nothing is published, because this database is a copy",
+							worker->server->name),
+					 errhint("If this copy is to publish its messages from now on, run SELECT amqp_outbox.adopt().")));
+			break;
+		case OUTBOX_READ_GONE:
+			outbox_worker_leave();
+			break;
+	}
+}
+
+static void
+outbox_worker_move_messages(TimestampTz now)
+{
+	bool		may_run_sql = now >= worker->sql_retry_at;
+
+	worker->more = false;
+	if (!outbox_worker_draining() && may_run_sql)
+		outbox_worker_read();
+	if (worker->ready && !worker->blocked && !outbox_worker_draining())
+		outbox_pipeline_publish(worker->pipeline, worker->server,
+								worker->transport);
+	if (worker->transport != NULL)
+		outbox_transport_flush(worker->transport);
+	if (may_run_sql)
+	{
+		outbox_pipeline_settle(worker->pipeline, false);
+		worker->errors = 0;
+		worker->sql_retry_at = 0;
+	}
+	outbox_registry_set_in_flight(outbox_pipeline_in_flight(worker->pipeline));
+}
+
+/*
+ * Requests from outside
+ */
+
+static void
+outbox_worker_begin_drain(TimestampTz now)
+{
+	worker->drain_until =
+		TimestampTzPlusMilliseconds(now, outbox_drain_timeout);
+	outbox_worker_set_state(OUTBOX_WORKER_DRAINING);
+}
+
+/* The options as they are now, in a context of their own; NULL: server gone */
+static OutboxServer *
+outbox_worker_load_server(MemoryContext *context)
+{
+	MemoryContext old_context;
+	OutboxServer *server = NULL;
+
+	StartTransactionCommand();
+	*context = AllocSetContextCreate(TopTransactionContext,
+									 "amqp_outbox server",
+									 ALLOCSET_SMALL_SIZES);
+	old_context = MemoryContextSwitchTo(*context);
+	if (OidIsValid(get_extension_oid(OUTBOX_EXTENSION, true)))
+		server = outbox_option_load(worker->serverid);
+	MemoryContextSwitchTo(old_context);
+	if (server)
+		MemoryContextSetParent(*context, worker->context);
+	CommitTransactionCommand();
+	return server;
+}
+
+/* Something about servers or user mappings of this database has changed. */
+static void
+outbox_worker_reload(TimestampTz now)
+{
+	MemoryContext context;
+	OutboxServer *server = outbox_worker_load_server(&context);
+
+	worker->reload = false;
+	if (server == NULL)
+	{
+		outbox_worker_leave();
+		return;
+	}
+	if (strcmp(server->name, worker->server->name) != 0)
+		worker->stopping = true;	/* another one starts with the new name */
+	else if (!outbox_option_same_connection(server, worker->server))
+		worker->reconnecting = true;
+
+	MemoryContextDelete(worker->server_context);
+	worker->server_context = context;
+	worker->server = server;
+	if (worker->host_no >= server->nhosts || worker->reconnecting)
+		worker->host_no = 0;
+	worker->failures = 0;
+	worker->retry_at = 0;
+	worker->copy = false;
+	if (outbox_worker_draining())
+		outbox_worker_begin_drain(now);
+}
+
+static void
+outbox_worker_check_requests(TimestampTz now)
+{
+	CHECK_FOR_INTERRUPTS();
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+	}
+	if (!worker->stopping && (ShutdownRequestPending || !outbox_enabled))
+	{
+		worker->stopping = true;
+		outbox_worker_begin_drain(now);
+	}
+	if (outbox_registry_take_change())
+		worker->reload = true;
+	if (worker->reload && !worker->stopping && now >= worker->sql_retry_at)
+		outbox_worker_reload(now);
+}
+
+/* Drained, or waited long enough? */
+static void
+outbox_worker_check_drained(TimestampTz now)
+{
+	if (!outbox_worker_draining())
+		return;
+	if (worker->transport != NULL && now < worker->drain_until &&
+		outbox_pipeline_in_flight(worker->pipeline) > 0)
+		return;
+
+	outbox_pipeline_settle(worker->pipeline, true);
+	outbox_worker_disconnect();
+	if (worker->stopping)
+		proc_exit(0);
+	worker->reconnecting = false;
+	worker->retry_at = 0;
+	outbox_worker_set_state(OUTBOX_WORKER_WAITING);
+}
+
+/*
+ * Waiting
+ */
+
+static void
+outbox_worker_build_wait_set(void)
+{
+	WaitEventSet *set = outbox_create_wait_event_set(worker->context,
+													 worker->nsockets + 2);
+
+	AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+	AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+	for (int i = 0; i < worker->nsockets; i++)
+		AddWaitEventToSet(set, worker->sockets[i].events,
+						  worker->sockets[i].fd, NULL, NULL);
+	worker->set = set;
+}
+
+/* Bring the set up to date with what the transport waits for. */
+static void
+outbox_worker_update_wait_set(void)
+{
+	OutboxSocket sockets[OUTBOX_STREAM_MAX_SOCKETS];
+	uint64		generation = 0;
+	int			n = 0;
+
+	if (worker->transport != NULL)
+	{
+		n = outbox_transport_sockets(worker->transport, sockets);
+		generation = outbox_transport_generation(worker->transport);
+	}
+	if (worker->set != NULL && (generation != worker->set_generation ||
+								n != worker->nsockets))
+	{
+		FreeWaitEventSet(worker->set);
+		worker->set = NULL;
+	}
+	if (worker->set == NULL)
+	{
+		memcpy(worker->sockets, sockets, n * sizeof(OutboxSocket));
+		worker->nsockets = n;
+		worker->set_generation = generation;
+		outbox_worker_build_wait_set();
+		return;
+	}
+	for (int i = 0; i < n; i++)
+	{
+		Assert(sockets[i].fd == worker->sockets[i].fd);
+		if (sockets[i].events == worker->sockets[i].events)
+			continue;
+		ModifyWaitEvent(worker->set, i + 2, sockets[i].events, NULL);
+		worker->sockets[i].events = sockets[i].events;
+	}
+}
+
+static long
+outbox_worker_until(TimestampTz when, TimestampTz now, long timeout)
+{
+	long		ms;
+
+	if (when == 0)
+		return timeout;
+	ms = TimestampDifferenceMilliseconds(now, when);
+	return timeout < 0 ? ms : Min(timeout, ms);
+}
+
+/* Milliseconds until something is to be done without being woken; -1: never */
+static long
+outbox_worker_timeout(TimestampTz now)
+{
+	long		timeout = -1;
+	long		ms;
+
+	if (worker->transport == NULL)
+	{
+		if (!worker->copy && !worker->stopping)
+			timeout = outbox_worker_until(Max(worker->retry_at, 1), now, timeout);
+	}
+	else
+	{
+		timeout = outbox_transport_timeout(worker->transport);
+		timeout = outbox_worker_until(outbox_worker_confirm_deadline(), now,
+									  timeout);
+	}
+	if (outbox_worker_draining())
+		timeout = outbox_worker_until(Max(worker->drain_until, 1), now,
+									  timeout);
+	if (worker->sql_retry_at != 0)
+		return outbox_worker_until(worker->sql_retry_at, now, timeout);
+
+	ms = outbox_pipeline_timeout(worker->pipeline, worker->ready &&
+								 !worker->blocked);
+	return timeout < 0 ? ms : ms < 0 ? timeout : Min(timeout, ms);
+}
+
+static void
+outbox_worker_wait(void)
+{
+	static uint32 wait_event = 0;
+	WaitEvent	events[OUTBOX_STREAM_MAX_SOCKETS + 2];
+	TimestampTz now = GetCurrentTimestamp();
+	long		timeout;
+
+	Assert(!IsTransactionState());
+	if (wait_event == 0)
+		wait_event = outbox_wait_event("AmqpOutboxWorker");
+
+	outbox_worker_update_wait_set();
+	timeout = outbox_worker_timeout(now);
+
+	/* before a long sleep let the statistics know what we did */
+	if (timeout < 0 || timeout > 1000)
+		pgstat_report_stat(true);
+
+	WaitEventSetWait(worker->set, timeout, events, lengthof(events),
+					 wait_event);
+	ResetLatch(MyLatch);
+}
+
+/*
+ * The loop
+ */
+
+static void
+outbox_worker_cycle(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	outbox_worker_check_requests(now);
+	outbox_worker_drive_connection(now);
+	outbox_worker_move_messages(now);
+	outbox_worker_check_drained(now);
+
+	/* while there is more to read, go on without waiting */
+	if (!worker->more)
+		outbox_worker_wait();
+}
+
+/* An error of our own: report it, clean up, and do not try again at once. */
+static void
+outbox_worker_recover(void)
+{
+	bool		in_transaction = IsTransactionState();
+	OutboxFailure failure;
+	ErrorData  *error;
+	TimestampTz now;
+	int			pause;
+
+	HOLD_INTERRUPTS();
+	MemoryContextSwitchTo(worker->context);
+	error = CopyErrorData();
+	outbox_failure_set(&failure, error->sqlerrcode, error->detail, "%s",
+					   error->message);
+	FreeErrorData(error);
+	EmitErrorReport();
+	AbortCurrentTransaction();
+	FlushErrorState();
+	LWLockReleaseAll();
+	MemoryContextSwitchTo(worker->context);
+
+	/* an error outside of SQL leaves the connection in an unknown state */
+	if (!in_transaction)
+		outbox_worker_disconnect();
+	outbox_registry_set_error(&failure);
+	pause = outbox_worker_backoff_ms(worker->errors++, OUTBOX_ERROR_FIRST_MS,
+									 OUTBOX_ERROR_LAST_MS);
+	now = GetCurrentTimestamp();
+	worker->sql_retry_at = TimestampTzPlusMilliseconds(now, pause);
+	worker->retry_at = Max(worker->retry_at, worker->sql_retry_at);
+	RESUME_INTERRUPTS();
+}
+
+static void
+outbox_worker_loop(void)
+{
+	sigjmp_buf	local_sigjmp_buf;
+
+	if (sigsetjmp(local_sigjmp_buf, 1) != 0)
+	{
+		error_context_stack = NULL;
+		outbox_worker_recover();
+		if (worker->stopping)
+			proc_exit(1);
+	}
+	PG_exception_stack = &local_sigjmp_buf;
+	for (;;)
+		outbox_worker_cycle();
+}
+
+/*
+ * Scout
+ */
+
+static void
+outbox_scout_main(Oid dboid)
+{
+	List	   *servers;
+	Oid		   *oids;
+	int			n = 0;
+	int			without_room;
+	ListCell   *lc;
+
+	StartTransactionCommand();
+	servers = OidIsValid(get_extension_oid(OUTBOX_EXTENSION, true)) ?
+		outbox_server_list() : NIL;
+	oids = palloc((list_length(servers) + 1) * sizeof(Oid));
+	foreach(lc, servers)
+		oids[n++] = lfirst_oid(lc);
+	without_room = outbox_registry_report(dboid, oids, n);
+	if (without_room > 0)
+		ereport(WARNING,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("%d servers of database \"%s\" have no worker",
+						without_room, get_database_name(dboid)),
+				 errhint("Increase amqp_outbox.max_workers, which is %d, and max_worker_processes with it.",
+						 outbox_max_workers)));
+	CommitTransactionCommand();
+}
+
+/*
+ * Entry point
+ */
+
+static void
+outbox_worker_init(Oid serverid)
+{
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
+												  "amqp_outbox worker",
+												  ALLOCSET_DEFAULT_SIZES);
+
+	MemoryContextSwitchTo(context);
+	worker = palloc0(sizeof(OutboxWorker));
+	worker->context = context;
+	worker->serverid = serverid;
+	outbox_store_pin_settings();
+	outbox_horizon_listen(MyLatch);
+
+	StartTransactionCommand();
+	worker->database = MemoryContextStrdup(context,
+										   get_database_name(MyDatabaseId));
+	CommitTransactionCommand();
+	worker->server = outbox_worker_load_server(&worker->server_context);
+	if (worker->server == NULL)
+	{
+		outbox_registry_retire();
+		proc_exit(0);
+	}
+	MemoryContextSwitchTo(context);
+	worker->pipeline = outbox_pipeline_create(worker->server->name);
+}
+
+void
+outbox_worker_main(Datum arg)
+{
+	OutboxWorkerArgs args;
+	Oid			serverid;
+
+	memcpy(&args, MyBgworkerEntry->bgw_extra, sizeof(args));
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(args.dboid, InvalidOid, 0);
+
+	if (args.entry == OUTBOX_SCOUT)
+	{
+		outbox_scout_main(args.dboid);
+		proc_exit(0);
+	}
+	if (!outbox_registry_attach(args.entry, args.dboid, &serverid))
+		proc_exit(0);
+	outbox_worker_init(serverid);
+	outbox_worker_loop();
+}
