@@ -9,11 +9,10 @@ DATA = sql/amqp_outbox--1.0.sql
 PGFILEDESC = "amqp_outbox - transactional outbox for AMQP"
 
 # In the order of the rooms: a file uses only files that stand before it.
-ROOMS = message settings shared horizon registry catalog option server flush \
+ROOMS = message settings horizon registry shared catalog option server flush \
 	buffer store ledger stream properties transport_amqp091 pipeline worker \
-	launcher \
-	publish monitor amqp_outbox
-OBJS = $(patsubst %,src/%.o,$(filter-out message,$(ROOMS)))
+	launcher publish monitor amqp_outbox
+OBJS = $(patsubst %,src/%.o,$(ROOMS))
 
 REGRESS = $(patsubst sql/%.sql,%,$(filter-out sql/amqp_outbox--%, \
 	$(sort $(wildcard sql/*.sql))))
@@ -31,6 +30,10 @@ PROVE_FLAGS += -I $(CURDIR)/$(srcdir)/test/perl
 TEST_TOOLS = test/helpers/amqp_tool
 EXTRA_CLEAN = $(TEST_TOOLS) tmp_check_regress tmp_check_isolation output_iso \
 	results regression.diffs regression.out log
+
+# the version stands in the control file only
+EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(or $(srcdir),.)/amqp_outbox.control)
+PG_CPPFLAGS = -DOUTBOX_VERSION='"$(EXTVERSION)"'
 
 SHLIB_LINK = -lrabbitmq -lssl -lcrypto -lcares \
 	-Wl,--version-script=$(srcdir)/src/exports.map

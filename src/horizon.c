@@ -29,13 +29,14 @@
 #include "postgres.h"
 
 #include "miscadmin.h"
+#include "storage/ipc.h"
 #include "storage/lwlock.h"
+#include "storage/shmem.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
 #include "horizon.h"
 #include "settings.h"
-#include "shared.h"
 
 /* Databases with an outbox in one cluster; a few dozen bytes each. */
 #define OUTBOX_MAX_DATABASES	256
@@ -73,44 +74,50 @@ typedef struct OutboxHorizonShared
 	OutboxSlot	slots[FLEXIBLE_ARRAY_MEMBER];	/* then the listeners */
 } OutboxHorizonShared;
 
+static OutboxHorizonShared *shared = NULL;
+
 /* index in databases of the ids this transaction took, or -1 */
 static int	my_database = -1;
 
 /* index of this worker's listener, or -1 */
 static int	my_listener = -1;
 
-static int
-outbox_horizon_nslots(void)
-{
-	return MaxBackends;
-}
-
 static OutboxListener *
-outbox_horizon_listeners(OutboxHorizonShared *shared)
+outbox_horizon_listeners(void)
 {
 	return (OutboxListener *) &shared->slots[shared->nslots];
 }
 
-Size
+static Size
 outbox_horizon_size(void)
 {
 	Size		size = offsetof(OutboxHorizonShared, slots);
 
-	size = add_size(size, mul_size(outbox_horizon_nslots(),
-								   sizeof(OutboxSlot)));
+	size = add_size(size, mul_size(MaxBackends, sizeof(OutboxSlot)));
 	return add_size(size, mul_size(outbox_max_workers,
 								   sizeof(OutboxListener)));
 }
 
 void
-outbox_horizon_init(OutboxHorizonShared *shared, bool found)
+outbox_horizon_request(void)
 {
+	RequestAddinShmemSpace(outbox_horizon_size());
+	RequestNamedLWLockTranche("amqp_outbox_horizon", 1);
+}
+
+void
+outbox_horizon_startup(void)
+{
+	bool		found;
+
+	shared = ShmemInitStruct("amqp_outbox horizon", outbox_horizon_size(),
+							 &found);
 	if (found)
 		return;
 
 	memset(shared, 0, outbox_horizon_size());
-	shared->lock = &GetNamedLWLockTranche("amqp_outbox")[0].lock;
-	shared->nslots = outbox_horizon_nslots();
+	shared->lock = &GetNamedLWLockTranche("amqp_outbox_horizon")->lock;
+	shared->nslots = MaxBackends;
 	for (int i = 0; i < shared->nslots; i++)
 		shared->slots[i].database = -1;
 }
@@ -119,8 +126,6 @@ outbox_horizon_init(OutboxHorizonShared *shared, bool found)
 static int
 outbox_horizon_find(Oid outbox_relid)
 {
-	OutboxHorizonShared *shared = outbox_horizon_shared;
-
 	Assert(LWLockHeldByMe(shared->lock));
 	for (int i = 0; i < OUTBOX_MAX_DATABASES; i++)
 	{
@@ -134,8 +139,6 @@ outbox_horizon_find(Oid outbox_relid)
 static bool
 outbox_horizon_in_use(int database)
 {
-	OutboxHorizonShared *shared = outbox_horizon_shared;
-
 	for (int i = 0; i < shared->nslots; i++)
 	{
 		if (shared->slots[i].database == database)
@@ -151,7 +154,6 @@ outbox_horizon_in_use(int database)
 static int
 outbox_horizon_find_room(void)
 {
-	OutboxHorizonShared *shared = outbox_horizon_shared;
 	int			unused = -1;
 
 	for (int i = 0; i < OUTBOX_MAX_DATABASES; i++)
@@ -170,16 +172,15 @@ outbox_horizon_is_seeded(Oid outbox_relid)
 {
 	bool		seeded;
 
-	LWLockAcquire(outbox_horizon_shared->lock, LW_SHARED);
+	LWLockAcquire(shared->lock, LW_SHARED);
 	seeded = outbox_horizon_find(outbox_relid) >= 0;
-	LWLockRelease(outbox_horizon_shared->lock);
+	LWLockRelease(shared->lock);
 	return seeded;
 }
 
 void
 outbox_horizon_seed(Oid outbox_relid, int64 next_id)
 {
-	OutboxHorizonShared *shared = outbox_horizon_shared;
 	int			i;
 
 	Assert(next_id > 0);
@@ -211,7 +212,6 @@ outbox_horizon_seed(Oid outbox_relid, int64 next_id)
 int64
 outbox_horizon_register(Oid outbox_relid, int64 n)
 {
-	OutboxHorizonShared *shared = outbox_horizon_shared;
 	OutboxSlot *slot = &shared->slots[OutboxMyProcNumber];
 	TimestampTz now = GetCurrentTimestamp();
 	int64		first_id = 0;
@@ -248,7 +248,6 @@ outbox_horizon_registered(void)
 void
 outbox_horizon_clear(XLogRecPtr commit_lsn)
 {
-	OutboxHorizonShared *shared = outbox_horizon_shared;
 	OutboxListener *listeners;
 	OutboxDatabase *database;
 	OutboxSlot *slot;
@@ -258,7 +257,7 @@ outbox_horizon_clear(XLogRecPtr commit_lsn)
 	if (my_database < 0)
 		return;
 
-	listeners = outbox_horizon_listeners(shared);
+	listeners = outbox_horizon_listeners();
 	database = &shared->databases[my_database];
 	slot = &shared->slots[OutboxMyProcNumber];
 
@@ -289,7 +288,6 @@ outbox_horizon_clear(XLogRecPtr commit_lsn)
 int64
 outbox_horizon_read(Oid outbox_relid)
 {
-	OutboxHorizonShared *shared = outbox_horizon_shared;
 	int64		horizon = 0;
 	int			database;
 
@@ -306,15 +304,23 @@ outbox_horizon_read(Oid outbox_relid)
 				horizon = shared->slots[i].first_id;
 		}
 	}
-	outbox_horizon_listeners(shared)[my_listener].horizon = horizon;
+	outbox_horizon_listeners()[my_listener].horizon = horizon;
 	LWLockRelease(shared->lock);
 	return horizon;
+}
+
+void
+outbox_horizon_ignore(void)
+{
+	Assert(my_listener >= 0);
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	outbox_horizon_listeners()[my_listener].horizon = PG_INT64_MAX;
+	LWLockRelease(shared->lock);
 }
 
 XLogRecPtr
 outbox_horizon_commit_lsn(Oid outbox_relid)
 {
-	OutboxHorizonShared *shared = outbox_horizon_shared;
 	XLogRecPtr	lsn = InvalidXLogRecPtr;
 	int			i;
 
@@ -329,8 +335,7 @@ outbox_horizon_commit_lsn(Oid outbox_relid)
 void
 outbox_horizon_listen(Latch *latch)
 {
-	OutboxHorizonShared *shared = outbox_horizon_shared;
-	OutboxListener *listeners = outbox_horizon_listeners(shared);
+	OutboxListener *listeners = outbox_horizon_listeners();
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < outbox_max_workers && my_listener < 0; i++)
@@ -352,12 +357,10 @@ outbox_horizon_listen(Latch *latch)
 void
 outbox_horizon_unlisten(void)
 {
-	OutboxHorizonShared *shared = outbox_horizon_shared;
-
 	if (my_listener < 0)
 		return;
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	outbox_horizon_listeners(shared)[my_listener].dboid = InvalidOid;
+	outbox_horizon_listeners()[my_listener].dboid = InvalidOid;
 	LWLockRelease(shared->lock);
 	my_listener = -1;
 }

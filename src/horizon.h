@@ -14,10 +14,9 @@
 #include "datatype/timestamp.h"
 #include "storage/latch.h"
 
-/* For shared.c, which makes the memory. */
-struct OutboxHorizonShared;
-extern Size outbox_horizon_size(void);
-extern void outbox_horizon_init(struct OutboxHorizonShared *shared, bool found);
+/* For shared.c: ask for the memory, and set it up or find it. */
+extern void outbox_horizon_request(void);
+extern void outbox_horizon_startup(void);
 
 /* Whether the counter of this database and outbox relation is set. */
 extern bool outbox_horizon_is_seeded(Oid outbox_relid);
@@ -52,6 +51,9 @@ extern bool outbox_horizon_registered(void);
  * worker will be woken by the next change above it.
  */
 extern int64 outbox_horizon_read(Oid outbox_relid);
+
+/* For a worker: do not be woken before the next outbox_horizon_read(). */
+extern void outbox_horizon_ignore(void);
 
 /*
  * For a worker: the LSN that must be flushed before what was read may be

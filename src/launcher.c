@@ -42,7 +42,6 @@
 #include "launcher.h"
 #include "registry.h"
 #include "settings.h"
-#include "shared.h"
 #include "worker.h"
 
 /* A process that could not be started is tried again after this. */

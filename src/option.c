@@ -33,7 +33,6 @@
 
 #include "catalog.h"
 #include "option.h"
-#include "stream.h"
 
 #define OUTBOX_PORT		5672	/* IANA: amqp */
 #define OUTBOX_TLS_PORT 5671	/* IANA: amqps */
@@ -632,6 +631,13 @@ outbox_option_find_mapping(Oid userid, Oid serverid, List **options)
 	return true;
 }
 
+/* AMQP text is UTF-8. */
+static char *
+outbox_option_utf8(char *value)
+{
+	return value ? pg_server_to_any(value, strlen(value), PG_UTF8) : NULL;
+}
+
 OutboxServer *
 outbox_option_load(Oid serverid)
 {
@@ -651,6 +657,9 @@ outbox_option_load(Oid serverid)
 	if (outbox_option_find_mapping(foreign->owner, serverid, &mapping) ||
 		outbox_option_find_mapping(InvalidOid, serverid, &mapping))
 		outbox_option_parse_mapping(server, mapping);
+	server->vhost = outbox_option_utf8(server->vhost);
+	server->user = outbox_option_utf8(server->user);
+	server->password = outbox_option_utf8(server->password);
 	return server;
 }
 

@@ -78,6 +78,7 @@ struct OutboxPipeline
 
 	XLogRecPtr	durable_lsn;	/* must be durable before publishing */
 	bool		durable;		/* and is */
+	bool		full;			/* commits do not wake us */
 
 	TimestampTz next_due;		/* of the deferred messages; 0: none */
 	int			deferred;		/* how many of them are in the ledger */
@@ -147,8 +148,11 @@ outbox_pipeline_open(OutboxPipeline *pipeline)
 static void
 outbox_pipeline_take(OutboxPipeline *pipeline, int n, MemoryContext batch)
 {
+	MemoryContext old_context = MemoryContextSwitchTo(batch);
+
 	for (int i = 0; i < n; i++)
 		outbox_properties_build(pipeline->batch[i]);
+	MemoryContextSwitchTo(old_context);
 	MemoryContextSetParent(batch, pipeline->context);
 	outbox_ledger_add(pipeline->ledger, pipeline->batch, n, batch);
 }
@@ -176,14 +180,13 @@ outbox_pipeline_read_outbox(OutboxPipeline *pipeline, int64 horizon,
 							const OutboxServer *server)
 {
 	MemoryContext batch = outbox_pipeline_new_batch();
-	MemoryContext old_context = MemoryContextSwitchTo(batch);
 	int			max_rows = Min(OUTBOX_READ_ROWS,
 							   outbox_ledger_room(pipeline->ledger));
 	bool		complete;
 	int			n;
 
-	n = outbox_store_read(pipeline->server_key, pipeline->read_through,
-						  horizon, max_rows,
+	n = outbox_store_read(batch, pipeline->server_key,
+						  pipeline->read_through, horizon, max_rows,
 						  outbox_pipeline_room_bytes(pipeline), server,
 						  pipeline->batch, &complete);
 	Assert(n == 0 || pipeline->batch[n - 1]->id < horizon);
@@ -194,7 +197,6 @@ outbox_pipeline_read_outbox(OutboxPipeline *pipeline, int64 horizon,
 	}
 	if (complete)
 		pipeline->read_through = horizon - 1;
-	MemoryContextSwitchTo(old_context);
 	return n;
 }
 
@@ -204,18 +206,16 @@ outbox_pipeline_read_due(OutboxPipeline *pipeline, TimestampTz now,
 						 const OutboxServer *server)
 {
 	MemoryContext batch = outbox_pipeline_new_batch();
-	MemoryContext old_context = MemoryContextSwitchTo(batch);
 	int			max_rows = Min(OUTBOX_DUE_ROWS,
 							   outbox_ledger_room(pipeline->ledger));
 	int			n;
 
-	n = outbox_store_read_due(pipeline->server_key, now, max_rows,
+	n = outbox_store_read_due(batch, pipeline->server_key, now, max_rows,
 							  outbox_pipeline_room_bytes(pipeline), server,
 							  pipeline->batch);
 	if (n > 0)
 		outbox_pipeline_take(pipeline, n, batch);
 	pipeline->deferred += n;
-	MemoryContextSwitchTo(old_context);
 	if (n == 0)
 		pipeline->next_due = outbox_store_next_due(pipeline->server_key);
 	return n;
@@ -228,8 +228,8 @@ outbox_pipeline_has_due(const OutboxPipeline *pipeline, TimestampTz now)
 		pipeline->next_due <= now;
 }
 
-static bool
-outbox_pipeline_wants_more(const OutboxPipeline *pipeline)
+bool
+outbox_pipeline_has_room(const OutboxPipeline *pipeline)
 {
 	return outbox_ledger_room(pipeline->ledger) >= OUTBOX_READ_MIN_ROOM &&
 		outbox_ledger_bytes(pipeline->ledger) < OUTBOX_LEDGER_BYTES / 2 &&
@@ -244,8 +244,15 @@ outbox_pipeline_read(OutboxPipeline *pipeline, const OutboxServer *server)
 	int64		horizon;
 	int			n = 0;
 
-	if (!outbox_pipeline_wants_more(pipeline))
-		return OUTBOX_READ_NOTHING;
+	if (!outbox_pipeline_has_room(pipeline))
+	{
+		/* commits need not wake us as long as the broker is away or busy */
+		if (!pipeline->full)
+			outbox_horizon_ignore();
+		pipeline->full = true;
+		return OUTBOX_READ_FULL;
+	}
+	pipeline->full = false;
 	now = GetCurrentTimestamp();
 	/* the horizon first, the snapshot afterwards: see horizon.c */
 	horizon = OidIsValid(pipeline->outbox) ?
@@ -522,7 +529,7 @@ outbox_pipeline_timeout(const OutboxPipeline *pipeline, bool publishing)
 	if (!publishing)
 		return ms;
 	if (pipeline->next_due != 0 && pipeline->deferred == 0 &&
-		outbox_pipeline_wants_more(pipeline))
+		outbox_pipeline_has_room(pipeline))
 		ms = outbox_sooner(ms, TimestampDifferenceMilliseconds(now, pipeline->next_due));
 	if (!pipeline->durable && outbox_ledger_unpublished(pipeline->ledger) > 0)
 		ms = outbox_sooner(ms, OUTBOX_STANDBY_MS);

@@ -16,6 +16,7 @@ typedef enum OutboxReadResult
 {
 	OUTBOX_READ_NOTHING,		/* wait for the latch */
 	OUTBOX_READ_SOME,			/* perhaps there is more */
+	OUTBOX_READ_FULL,			/* there is no room to read into */
 	OUTBOX_READ_COPY,			/* the tables belong to another database */
 	OUTBOX_READ_GONE			/* the extension is not here any more */
 } OutboxReadResult;
@@ -26,6 +27,9 @@ typedef enum OutboxReadResult
  */
 extern OutboxPipeline *outbox_pipeline_create(const char *server_name);
 extern void outbox_pipeline_destroy(OutboxPipeline *pipeline);
+
+/* Whether there is room for more. */
+extern bool outbox_pipeline_has_room(const OutboxPipeline *pipeline);
 
 /* Read what the pipeline has room for.  Runs a transaction if need be. */
 extern OutboxReadResult outbox_pipeline_read(OutboxPipeline *pipeline,

@@ -14,8 +14,6 @@
  */
 #include "postgres.h"
 
-#include <sys/time.h>
-
 #include "access/xact.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
@@ -314,31 +312,50 @@ outbox_publish_default_text(const char *value, int column, Datum *values,
  */
 
 /*
+ * Eight random bytes.  Fetched many at a time: a call of the random generator
+ * costs as much as the rest of amqp_publish().  No process inherits the pool,
+ * since the postmaster does not publish.
+ */
+static void
+outbox_publish_random(uint8 *bytes)
+{
+	static uint8 pool[512];
+	static Size used = sizeof(pool);	/* from the start of the pool */
+
+	if (used == sizeof(pool))
+	{
+		if (!pg_strong_random(pool, sizeof(pool)))
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("could not generate random values")));
+		used = 0;
+	}
+	memcpy(bytes, pool + used, 8);
+	memset(pool + used, 0, 8);
+	used += 8;
+}
+
+/*
  * A UUID of version 7 (RFC 9562, section 5.7): 48 bits of milliseconds, 12
  * bits of the fraction of a millisecond, 62 random bits.
  */
 static Datum
-outbox_publish_new_id(void)
+outbox_publish_new_id(TimestampTz now)
 {
 	static const char digits[] = "0123456789abcdef";
+	uint64		us = now + (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) *
+		USECS_PER_DAY;
+	uint64		ms = us / 1000;
+	uint32		fraction = (uint32) (us % 1000) * 4096 / 1000;
 	uint8		uuid[16];
 	char		str[37];
 	char	   *s = str;
-	struct timeval tv;
-	uint64		ms;
-	uint32		fraction;
 
-	gettimeofday(&tv, NULL);
-	ms = (uint64) tv.tv_sec * 1000 + tv.tv_usec / 1000;
-	fraction = (uint32) (tv.tv_usec % 1000) * 4096 / 1000;
-	if (!pg_strong_random(uuid + 8, 8))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate random values")));
 	for (int i = 0; i < 6; i++)
 		uuid[i] = (uint8) (ms >> (40 - 8 * i));
 	uuid[6] = 0x70 | (fraction >> 8);
 	uuid[7] = (uint8) fraction;
+	outbox_publish_random(uuid + 8);
 	uuid[8] = 0x80 | (uuid[8] & 0x3f);
 
 	for (int i = 0; i < 16; i++)
@@ -353,11 +370,11 @@ outbox_publish_new_id(void)
 }
 
 static void
-outbox_publish_message_id(Datum *values, bool *isnull)
+outbox_publish_message_id(TimestampTz now, Datum *values, bool *isnull)
 {
 	if (isnull[OUTBOX_COL_MESSAGE_ID])
 	{
-		values[OUTBOX_COL_MESSAGE_ID] = outbox_publish_new_id();
+		values[OUTBOX_COL_MESSAGE_ID] = outbox_publish_new_id(now);
 		isnull[OUTBOX_COL_MESSAGE_ID] = false;
 	}
 	else if (VARSIZE_ANY_EXHDR(DatumGetPointer(values[OUTBOX_COL_MESSAGE_ID])) == 0)
@@ -407,6 +424,7 @@ outbox_publish(FunctionCallInfo fcinfo, const OutboxBody *body)
 {
 	Datum		values[OUTBOX_NCOLUMNS];
 	bool		isnull[OUTBOX_NCOLUMNS];
+	TimestampTz now = GetCurrentTimestamp();
 	Size		size;
 	Oid			serverid;
 
@@ -417,7 +435,7 @@ outbox_publish(FunctionCallInfo fcinfo, const OutboxBody *body)
 	isnull[OUTBOX_COL_BODY] = false;
 
 	size = outbox_publish_short_strings(fcinfo, values, isnull);
-	outbox_publish_message_id(values, isnull);
+	outbox_publish_message_id(now, values, isnull);
 	outbox_publish_default_text(body->content_type, OUTBOX_COL_CONTENT_TYPE,
 								values, isnull);
 	outbox_publish_default_text(body->content_encoding,
@@ -431,8 +449,7 @@ outbox_publish(FunctionCallInfo fcinfo, const OutboxBody *body)
 						   values, isnull);
 	/* generated id and defaults are not in size, but small: see the limit */
 	outbox_publish_headers(fcinfo, values, isnull, size + 128, serverid);
-	values[OUTBOX_COL_ENQUEUED_AT] =
-		TimestampTzGetDatum(GetCurrentTimestamp());
+	values[OUTBOX_COL_ENQUEUED_AT] = TimestampTzGetDatum(now);
 	isnull[OUTBOX_COL_ENQUEUED_AT] = false;
 
 	outbox_buffer_put(serverid, values, isnull);

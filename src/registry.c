@@ -22,11 +22,11 @@
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
+#include "storage/shmem.h"
 #include "utils/timestamp.h"
 
 #include "registry.h"
 #include "settings.h"
-#include "shared.h"
 
 /* Databases that can wait for the launcher before it looks at all of them. */
 #define OUTBOX_MAX_SCANS	64
@@ -52,10 +52,12 @@ typedef struct OutboxRegistryShared
 	OutboxWorkerEntry entries[FLEXIBLE_ARRAY_MEMBER];
 } OutboxRegistryShared;
 
+static OutboxRegistryShared *shared = NULL;
+
 /* this worker's entry */
 static OutboxWorkerEntry *my_entry = NULL;
 
-Size
+static Size
 outbox_registry_size(void)
 {
 	return add_size(offsetof(OutboxRegistryShared, entries),
@@ -63,13 +65,24 @@ outbox_registry_size(void)
 }
 
 void
-outbox_registry_init(OutboxRegistryShared *shared, bool found)
+outbox_registry_request(void)
 {
+	RequestAddinShmemSpace(outbox_registry_size());
+	RequestNamedLWLockTranche("amqp_outbox_registry", 1);
+}
+
+void
+outbox_registry_startup(void)
+{
+	bool		found;
+
+	shared = ShmemInitStruct("amqp_outbox registry", outbox_registry_size(),
+							 &found);
 	if (found)
 		return;
 
 	memset(shared, 0, outbox_registry_size());
-	shared->lock = &GetNamedLWLockTranche("amqp_outbox")[1].lock;
+	shared->lock = &GetNamedLWLockTranche("amqp_outbox_registry")->lock;
 }
 
 const char *
@@ -100,20 +113,18 @@ outbox_worker_state_name(OutboxWorkerState state)
 static void
 outbox_registry_lock(LWLockMode mode)
 {
-	LWLockAcquire(outbox_registry_shared->lock, mode);
+	LWLockAcquire(shared->lock, mode);
 }
 
 static void
 outbox_registry_unlock(void)
 {
-	LWLockRelease(outbox_registry_shared->lock);
+	LWLockRelease(shared->lock);
 }
 
 static void
 outbox_registry_wake_launcher(void)
 {
-	OutboxRegistryShared *shared = outbox_registry_shared;
-
 	Assert(LWLockHeldByMe(shared->lock));
 	if (shared->launcher)
 		SetLatch(shared->launcher);
@@ -123,8 +134,6 @@ outbox_registry_wake_launcher(void)
 static void
 outbox_registry_add_scan(Oid dboid)
 {
-	OutboxRegistryShared *shared = outbox_registry_shared;
-
 	Assert(LWLockHeldByMe(shared->lock));
 	for (int i = 0; i < shared->nscans; i++)
 	{
@@ -140,8 +149,6 @@ outbox_registry_add_scan(Oid dboid)
 void
 outbox_registry_database_changed(Oid dboid)
 {
-	OutboxRegistryShared *shared = outbox_registry_shared;
-
 	outbox_registry_lock(LW_EXCLUSIVE);
 	outbox_registry_add_scan(dboid);
 	for (int i = 0; i < outbox_max_workers; i++)
@@ -162,7 +169,7 @@ outbox_registry_database_changed(Oid dboid)
 bool
 outbox_registry_status(int i, OutboxWorkerStatus *status)
 {
-	OutboxWorkerEntry *entry = &outbox_registry_shared->entries[i];
+	OutboxWorkerEntry *entry = &shared->entries[i];
 	bool		in_use;
 
 	outbox_registry_lock(LW_SHARED);
@@ -192,7 +199,6 @@ oid_is_member(Oid oid, const Oid *oids, int noids)
 static bool
 outbox_registry_add(Oid dboid, Oid serverid)
 {
-	OutboxRegistryShared *shared = outbox_registry_shared;
 	OutboxWorkerEntry *unused = NULL;
 
 	for (int i = 0; i < outbox_max_workers; i++)
@@ -235,7 +241,6 @@ outbox_registry_free_if_unused(OutboxWorkerEntry *entry)
 int
 outbox_registry_report(Oid dboid, const Oid *servers, int nservers)
 {
-	OutboxRegistryShared *shared = outbox_registry_shared;
 	int			without_room = 0;
 
 	outbox_registry_lock(LW_EXCLUSIVE);
@@ -275,7 +280,7 @@ outbox_registry_detach_at_exit(int code, Datum arg)
 bool
 outbox_registry_attach(int i, Oid dboid, Oid *serverid)
 {
-	OutboxWorkerEntry *entry = &outbox_registry_shared->entries[i];
+	OutboxWorkerEntry *entry = &shared->entries[i];
 	bool		attached = false;
 
 	Assert(my_entry == NULL);
@@ -388,7 +393,7 @@ void
 outbox_registry_set_launcher(Latch *latch)
 {
 	outbox_registry_lock(LW_EXCLUSIVE);
-	outbox_registry_shared->launcher = latch;
+	shared->launcher = latch;
 	outbox_registry_unlock();
 }
 
@@ -396,7 +401,7 @@ void
 outbox_registry_scan_all(void)
 {
 	outbox_registry_lock(LW_EXCLUSIVE);
-	outbox_registry_shared->scan_all = true;
+	shared->scan_all = true;
 	outbox_registry_unlock();
 }
 
@@ -411,7 +416,6 @@ outbox_registry_scan(Oid dboid)
 bool
 outbox_registry_take_scan(Oid *dboid, bool *all)
 {
-	OutboxRegistryShared *shared = outbox_registry_shared;
 	bool		found;
 
 	outbox_registry_lock(LW_EXCLUSIVE);
@@ -430,7 +434,7 @@ outbox_registry_take_scan(Oid *dboid, bool *all)
 bool
 outbox_registry_claim_start(int i, Oid *dboid)
 {
-	OutboxWorkerEntry *entry = &outbox_registry_shared->entries[i];
+	OutboxWorkerEntry *entry = &shared->entries[i];
 	TimestampTz now = GetCurrentTimestamp();
 	bool		claimed = false;
 
@@ -449,7 +453,7 @@ outbox_registry_claim_start(int i, Oid *dboid)
 void
 outbox_registry_not_running(int i, int retry_ms)
 {
-	OutboxWorkerEntry *entry = &outbox_registry_shared->entries[i];
+	OutboxWorkerEntry *entry = &shared->entries[i];
 	TimestampTz start_at =
 		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), retry_ms);
 
@@ -463,7 +467,6 @@ outbox_registry_not_running(int i, int retry_ms)
 long
 outbox_registry_next_start(void)
 {
-	OutboxRegistryShared *shared = outbox_registry_shared;
 	TimestampTz now = GetCurrentTimestamp();
 	long		next = -1;
 

@@ -11,11 +11,9 @@
 #include "message.h"
 #include "storage/latch.h"
 
-/* For shared.c, which makes the memory. */
-struct OutboxRegistryShared;
-extern Size outbox_registry_size(void);
-extern void outbox_registry_init(struct OutboxRegistryShared *shared,
-								 bool found);
+/* For shared.c: ask for the memory, and set it up or find it. */
+extern void outbox_registry_request(void);
+extern void outbox_registry_startup(void);
 
 /* What a worker is doing, as amqp_outbox.server_status shows it. */
 typedef enum OutboxWorkerState

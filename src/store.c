@@ -393,11 +393,11 @@ outbox_store_form_messages(MemoryContext context, Size max_bytes,
 }
 
 int
-outbox_store_read(int32 server_key, int64 after, int64 before, int max_rows,
-				  Size max_bytes, const OutboxServer *server,
-				  OutboxMessage **messages, bool *complete)
+outbox_store_read(MemoryContext context, int32 server_key, int64 after,
+				  int64 before, int max_rows, Size max_bytes,
+				  const OutboxServer *server, OutboxMessage **messages,
+				  bool *complete)
 {
-	MemoryContext context = CurrentMemoryContext;
 	Datum		values[3];
 	uint64		found;
 	int			n;
@@ -415,11 +415,10 @@ outbox_store_read(int32 server_key, int64 after, int64 before, int max_rows,
 }
 
 int
-outbox_store_read_due(int32 server_key, TimestampTz now, int max_rows,
-					  Size max_bytes, const OutboxServer *server,
-					  OutboxMessage **messages)
+outbox_store_read_due(MemoryContext context, int32 server_key,
+					  TimestampTz now, int max_rows, Size max_bytes,
+					  const OutboxServer *server, OutboxMessage **messages)
 {
-	MemoryContext context = CurrentMemoryContext;
 	Datum		values[2];
 	int			n;
 

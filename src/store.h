@@ -65,19 +65,19 @@ extern void outbox_store_newest_receipt(int32 server_key,
 /*
  * The next messages with after < id < before, in id order, at most max_rows
  * and, beyond the first, max_bytes of bodies.  They and all they point to are
- * allocated in CurrentMemoryContext; persistent and mandatory follow the
- * server where a message does not say.  Returns how many; *complete says
- * whether there are no more in that interval.
+ * allocated in the context; persistent and mandatory follow the server where a
+ * message does not say.  Returns how many; *complete says whether there are no
+ * more in that interval.
  */
-extern int	outbox_store_read(int32 server_key, int64 after, int64 before,
-							  int max_rows, Size max_bytes,
-							  const OutboxServer *server,
+extern int	outbox_store_read(MemoryContext context, int32 server_key,
+							  int64 after, int64 before, int max_rows,
+							  Size max_bytes, const OutboxServer *server,
 							  OutboxMessage **messages, bool *complete);
 
 /* The same for deferred messages that are due. */
-extern int	outbox_store_read_due(int32 server_key, TimestampTz now,
-								  int max_rows, Size max_bytes,
-								  const OutboxServer *server,
+extern int	outbox_store_read_due(MemoryContext context, int32 server_key,
+								  TimestampTz now, int max_rows,
+								  Size max_bytes, const OutboxServer *server,
 								  OutboxMessage **messages);
 
 /* When the next deferred message is due; 0 if there is none. */

@@ -78,17 +78,4 @@ extern void outbox_stream_close(OutboxStream *stream);
 /* Milliseconds on a clock that nobody sets; only differences have a meaning. */
 extern int64 outbox_clock_ms(void);
 
-/*
- * Copy text of unknown origin as valid UTF-8, cut between characters to fit
- * dst[size], NUL included.  Invalid bytes become "?", and NUL bytes and, if
- * printable, other control characters a space.
- */
-extern void outbox_utf8_copy(char *dst, Size size, const char *src, Size len,
-							 bool printable);
-
-/* Fill in a failure; detail may be NULL and need not be valid UTF-8. */
-extern void outbox_failure_set(OutboxFailure *failure, int sqlerrcode,
-							   const char *detail, const char *fmt,...)
-			pg_attribute_printf(4, 5);
-
 #endif							/* OUTBOX_STREAM_H */

@@ -43,10 +43,6 @@
 #include "properties.h"
 #include "transport.h"
 
-#ifndef OUTBOX_VERSION
-#define OUTBOX_VERSION "unknown"
-#endif
-
 /* the only channel that we use, and so all that we ask for */
 #define CHANNEL				1
 
@@ -125,6 +121,7 @@ struct OutboxTransport
 	int			reply_code;		/* the broker's, or 0 */
 
 	OutboxStream *stream;
+	OutboxStreamState stream_state;	/* as of the last look */
 	bool		write_failed;	/* LOST as soon as the input is read */
 	amqp_connection_state_t decoder;
 	bool		decoder_used;	/* since it last gave back its memory */
@@ -242,14 +239,19 @@ lose_for_timeout(OutboxTransport *t)
 	switch (t->state)
 	{
 		case STATE_CONNECTING:
-			phase = "The connection was not made in time.";
+			if (t->stream_state == OUTBOX_STREAM_RESOLVING)
+				phase = "No name server answered in time.";
+			else if (t->stream_state == OUTBOX_STREAM_CONNECTING)
+				phase = "The host did not answer in time.";
+			else
+				phase = "The TLS handshake was not completed in time.";
 			break;
 		case STATE_AWAIT_START:
 			phase = "Connected, but the broker did not greet in time.";
 			break;
 		case STATE_AWAIT_CHANNEL:
 		case STATE_AWAIT_CONFIRM:
-			phase = "Logged in, but the broker did not open a channel in time.";
+			phase = "The broker did not open a channel in time.";
 			break;
 		default:
 			phase = "Connected, but the login was not completed in time.";
@@ -1135,7 +1137,8 @@ find_message_id(OutboxTransport *t, const char *p, const char *end)
 
 	for (int i = 0; i < (int) lengthof(before); i++)
 	{
-		if ((flags & before[i].flag) && !skip_property(&p, end, before[i].kind))
+		if ((flags & before[i].flag) &&
+			!skip_property(&p, end, before[i].kind))
 			return false;
 	}
 	t->has_message_id = (flags & AMQP_BASIC_MESSAGE_ID_FLAG) != 0;
@@ -1602,7 +1605,8 @@ outbox_transport_start(const OutboxServer *server, int host_no,
 static bool
 stream_is_open(OutboxTransport *t)
 {
-	switch (outbox_stream_advance(t->stream))
+	t->stream_state = outbox_stream_advance(t->stream);
+	switch (t->stream_state)
 	{
 		case OUTBOX_STREAM_OPEN:
 			enter_await_start(t);

@@ -96,7 +96,7 @@ typedef struct OutboxWorker
 	TimestampTz drain_until;
 
 	bool		reload;			/* options may have changed */
-	bool		more;			/* the last read left something behind */
+	OutboxReadResult read;		/* what the last read found */
 	bool		copy;			/* the database is a copy */
 	int			errors;			/* of our own SQL, in a row */
 	TimestampTz sql_retry_at;	/* no transaction before this; 0: now */
@@ -408,11 +408,12 @@ outbox_worker_read(void)
 	OutboxReadResult result = outbox_pipeline_read(worker->pipeline,
 												   worker->server);
 
-	worker->more = result == OUTBOX_READ_SOME;
+	worker->read = result;
 	switch (result)
 	{
 		case OUTBOX_READ_NOTHING:
 		case OUTBOX_READ_SOME:
+		case OUTBOX_READ_FULL:
 			break;
 		case OUTBOX_READ_COPY:
 			if (worker->copy)
@@ -436,7 +437,7 @@ outbox_worker_move_messages(TimestampTz now)
 {
 	bool		may_run_sql = now >= worker->sql_retry_at;
 
-	worker->more = false;
+	worker->read = OUTBOX_READ_NOTHING;
 	if (!outbox_worker_draining() && may_run_sql)
 		outbox_worker_read();
 	if (worker->ready && !worker->blocked && !outbox_worker_draining())
@@ -678,6 +679,15 @@ outbox_worker_wait(void)
  * The loop
  */
 
+/* Is there more to read, also because settling has just made room? */
+static bool
+outbox_worker_can_read(void)
+{
+	return worker->read == OUTBOX_READ_SOME ||
+		(worker->read == OUTBOX_READ_FULL &&
+		 outbox_pipeline_has_room(worker->pipeline));
+}
+
 static void
 outbox_worker_cycle(void)
 {
@@ -688,8 +698,7 @@ outbox_worker_cycle(void)
 	outbox_worker_move_messages(now);
 	outbox_worker_check_drained(now);
 
-	/* while there is more to read, go on without waiting */
-	if (!worker->more)
+	if (!outbox_worker_can_read())
 		outbox_worker_wait();
 }
 

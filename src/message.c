@@ -1,0 +1,77 @@
+/*-------------------------------------------------------------------------
+ *
+ * message.c
+ *	  Text that comes from outside, made safe to show and to store.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "mb/pg_wchar.h"
+
+#include "message.h"
+
+/* Is the legal UTF-8 character at s a control character, C0, DEL or C1? */
+static bool
+is_control(const unsigned char *s, int len)
+{
+	if (len == 1)
+		return s[0] < 0x20 || s[0] == 0x7f;
+	return len == 2 && s[0] == 0xc2 && s[1] < 0xa0;
+}
+
+void
+outbox_utf8_copy(char *dst, Size size, const char *src, Size len,
+				 bool printable)
+{
+	Size		used = 0;
+	Size		taken;
+
+	for (Size i = 0; i < len; i += taken)
+	{
+		const unsigned char *s = (const unsigned char *) src + i;
+		char		substitute = '\0';
+
+		taken = pg_utf_mblen(s);
+		if (taken > len - i || !pg_utf8_islegal(s, (int) taken))
+		{
+			taken = 1;
+			substitute = '?';
+		}
+		else if (*s == '\0' || (printable && is_control(s, (int) taken)))
+			substitute = ' ';
+
+		if (used + (substitute ? 1 : taken) >= size)
+			break;
+		if (substitute)
+			dst[used++] = substitute;
+		else
+		{
+			memcpy(dst + used, s, taken);
+			used += taken;
+		}
+	}
+	dst[used] = '\0';
+}
+
+void
+outbox_failure_set(OutboxFailure *failure, int sqlerrcode, const char *detail,
+				   const char *fmt,...)
+{
+	int			save_errno = errno;
+	char		buf[4 * OUTBOX_FAILURE_MESSAGE_LEN];
+	va_list		args;
+
+	va_start(args, fmt);
+	errno = save_errno;
+	vsnprintf(buf, sizeof(buf), fmt, args);
+	va_end(args);
+
+	failure->sqlerrcode = sqlerrcode;
+	outbox_utf8_copy(failure->message, sizeof(failure->message),
+					 buf, strlen(buf), true);
+	if (detail == NULL)
+		detail = "";
+	outbox_utf8_copy(failure->detail, sizeof(failure->detail),
+					 detail, strlen(detail), true);
+}
