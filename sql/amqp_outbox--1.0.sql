@@ -229,6 +229,14 @@ AS 'MODULE_PATHNAME', 'outbox_sql_worker';
 COMMENT ON FUNCTION amqp_outbox.worker() IS
 'workers of this database as they last reported';
 
+CREATE FUNCTION amqp_outbox.horizon(
+	OUT next_id bigint, OUT horizon bigint,
+	OUT holder_pid integer, OUT held_since timestamptz)
+RETURNS record LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'outbox_sql_horizon';
+COMMENT ON FUNCTION amqp_outbox.horizon() IS
+'workers read ids below the horizon; a transaction that is still committing holds it; nulls before the first message since the server started';
+
 CREATE VIEW amqp_outbox.message AS
 WITH settled AS MATERIALIZED (
 	SELECT k.server_key, k.server,
@@ -341,17 +349,21 @@ COMMENT ON FUNCTION amqp_outbox.adopt() IS
 --
 -- Privileges, as one matrix.  The right to publish is USAGE on the server.
 --
---								PUBLIC		pg_monitor		owner
--- amqp_publish					EXECUTE
--- server_status, worker()					SELECT
--- message, tables								-			all
--- wake(), adopt()								-			EXECUTE
+--                          PUBLIC      pg_monitor  owner
+-- amqp_publish()           EXECUTE     EXECUTE     EXECUTE
+-- server_status            -           SELECT      all
+-- worker(), horizon()      -           EXECUTE     EXECUTE
+-- message, all tables      -           -           all
+-- uncommitted()            -           -           EXECUTE
+-- wake(), adopt()          -           -           EXECUTE
 --
 REVOKE ALL ON FUNCTION amqp_outbox.validator(text[], oid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.uncommitted() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.worker() FROM PUBLIC;
+REVOKE ALL ON FUNCTION amqp_outbox.horizon() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.wake() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.adopt() FROM PUBLIC;
 GRANT USAGE ON SCHEMA amqp_outbox TO pg_monitor;
 GRANT SELECT ON amqp_outbox.server_status TO pg_monitor;
 GRANT EXECUTE ON FUNCTION amqp_outbox.worker() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION amqp_outbox.horizon() TO pg_monitor;

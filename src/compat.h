@@ -25,6 +25,13 @@
 #define OutboxMyProcNumber	(MyProc->pgprocno)
 #endif
 
+/* The process id of the backend with that number. */
+static inline int
+outbox_proc_pid(int procno)
+{
+	return ProcGlobal->allProcs[procno].pid;
+}
+
 /* Since 16 one function checks the privileges of every kind of object. */
 #if PG_VERSION_NUM >= 160000
 #define outbox_server_aclcheck(serverid, userid) \

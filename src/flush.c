@@ -55,7 +55,7 @@ outbox_flush_seed_counter(Oid outbox_relid)
 		outbox_horizon_seed(outbox_relid, outbox_catalog_next_id());
 }
 
-/* Stable keys of the servers; an error if one was dropped meanwhile. */
+/* Stable keys of the servers, except those that were dropped meanwhile. */
 static void
 outbox_flush_map_servers(OutboxFlush *flush, List *servers)
 {
@@ -69,9 +69,7 @@ outbox_flush_map_servers(OutboxFlush *flush, List *servers)
 		OutboxFlushServer *map = &flush->servers[flush->nservers];
 
 		if (server == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_OBJECT),
-					 errmsg("a server that this transaction published to was dropped")));
+			continue;
 		map->serverid = server->serverid;
 		map->key = outbox_catalog_server_key(server->servername);
 		flush->nservers++;
@@ -86,8 +84,11 @@ outbox_flush_server_key(OutboxFlush *flush, Oid serverid)
 		if (flush->servers[i].serverid == serverid)
 			return flush->servers[i].key;
 	}
-	elog(ERROR, "server %u is not among those of the transaction", serverid);
-	return 0;
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("a server that this transaction published to was dropped"),
+			 errhint("Publish to another server and commit again.")));
+	return 0;					/* keep the compiler quiet */
 }
 
 OutboxFlush *

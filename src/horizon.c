@@ -285,6 +285,23 @@ outbox_horizon_clear(XLogRecPtr commit_lsn)
 		SetLatch(wake[--nwake]);
 }
 
+/* The slot that holds the horizon of a database, -1 if none does. */
+static int
+outbox_horizon_holder(int database)
+{
+	int			holder = -1;
+
+	Assert(LWLockHeldByMe(shared->lock));
+	for (int i = 0; i < shared->nslots; i++)
+	{
+		if (shared->slots[i].database == database &&
+			(holder < 0 ||
+			 shared->slots[i].first_id < shared->slots[holder].first_id))
+			holder = i;
+	}
+	return holder;
+}
+
 int64
 outbox_horizon_read(Oid outbox_relid)
 {
@@ -296,17 +313,38 @@ outbox_horizon_read(Oid outbox_relid)
 	database = outbox_horizon_find(outbox_relid);
 	if (database >= 0)
 	{
-		horizon = shared->databases[database].next_id;
-		for (int i = 0; i < shared->nslots; i++)
-		{
-			if (shared->slots[i].database == database &&
-				shared->slots[i].first_id < horizon)
-				horizon = shared->slots[i].first_id;
-		}
+		int			holder = outbox_horizon_holder(database);
+
+		horizon = holder < 0 ? shared->databases[database].next_id :
+			shared->slots[holder].first_id;
 	}
 	outbox_horizon_listeners()[my_listener].horizon = horizon;
 	LWLockRelease(shared->lock);
 	return horizon;
+}
+
+void
+outbox_horizon_get_status(Oid outbox_relid, OutboxHorizonStatus *status)
+{
+	int			database;
+
+	memset(status, 0, sizeof(*status));
+	LWLockAcquire(shared->lock, LW_SHARED);
+	database = outbox_horizon_find(outbox_relid);
+	if (database >= 0)
+	{
+		int			holder = outbox_horizon_holder(database);
+
+		status->next_id = shared->databases[database].next_id;
+		status->horizon = status->next_id;
+		if (holder >= 0)
+		{
+			status->horizon = shared->slots[holder].first_id;
+			status->since = shared->slots[holder].since;
+			status->holder = outbox_proc_pid(holder);
+		}
+	}
+	LWLockRelease(shared->lock);
 }
 
 void

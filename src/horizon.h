@@ -61,6 +61,18 @@ extern void outbox_horizon_ignore(void);
  */
 extern XLogRecPtr outbox_horizon_commit_lsn(Oid outbox_relid);
 
+/* The counter and the horizon, and who holds it below the counter. */
+typedef struct OutboxHorizonStatus
+{
+	int64		next_id;		/* 0: not seeded, and nothing else is set */
+	int64		horizon;
+	pid_t		holder;			/* the transaction at the horizon; 0: none */
+	TimestampTz since;			/* it has taken its ids */
+} OutboxHorizonStatus;
+
+extern void outbox_horizon_get_status(Oid outbox_relid,
+									  OutboxHorizonStatus *status);
+
 /* A worker begins or ends to listen for ids of its database. */
 extern void outbox_horizon_listen(Latch *latch);
 extern void outbox_horizon_unlisten(void);

@@ -7,6 +7,7 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "fmgr.h"
 #include "foreign/foreign.h"
 #include "funcapi.h"
@@ -16,6 +17,7 @@
 
 #include "buffer.h"
 #include "catalog.h"
+#include "horizon.h"
 #include "launcher.h"
 #include "registry.h"
 #include "settings.h"
@@ -24,9 +26,11 @@
 /* amqp_outbox.uncommitted() leaves the id of the outbox out. */
 #define OUTBOX_UNCOMMITTED_COLUMNS	(OUTBOX_NCOLUMNS - 1)
 #define OUTBOX_WORKER_COLUMNS		8
+#define OUTBOX_HORIZON_COLUMNS		4
 
 PG_FUNCTION_INFO_V1(outbox_sql_uncommitted);
 PG_FUNCTION_INFO_V1(outbox_sql_worker);
+PG_FUNCTION_INFO_V1(outbox_sql_horizon);
 PG_FUNCTION_INFO_V1(outbox_sql_wake);
 
 static void
@@ -100,6 +104,27 @@ outbox_sql_worker(PG_FUNCTION_ARGS)
 									  &status);
 	}
 	return (Datum) 0;
+}
+
+Datum
+outbox_sql_horizon(PG_FUNCTION_ARGS)
+{
+	Datum		values[OUTBOX_HORIZON_COLUMNS];
+	bool		isnull[OUTBOX_HORIZON_COLUMNS];
+	OutboxHorizonStatus status;
+	TupleDesc	tupdesc;
+
+	outbox_shared_require();
+	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	outbox_horizon_get_status(outbox_catalog_relid("outbox"), &status);
+	values[0] = Int64GetDatum(status.next_id);
+	values[1] = Int64GetDatum(status.horizon);
+	isnull[0] = isnull[1] = status.next_id == 0;
+	values[2] = Int32GetDatum(status.holder);
+	values[3] = TimestampTzGetDatum(status.since);
+	isnull[2] = isnull[3] = status.holder == 0;
+	return HeapTupleGetDatum(heap_form_tuple(tupdesc, values, isnull));
 }
 
 /* Takes effect at commit, like all that the workers shall hear of. */

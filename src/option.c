@@ -184,7 +184,8 @@ outbox_option_text(const OutboxOption *option, char *value)
 	if (value[0] == '\0' && strcmp(option->name, "password") != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-				 errmsg("option \"%s\" must not be empty", option->name)));
+				 errmsg("option \"%s\" must not be empty", option->name),
+				 errhint("Leave the option out for its default.")));
 	if (option->server_file && !is_absolute_path(value))
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
@@ -555,7 +556,8 @@ outbox_option_parse_mapping(OutboxServer *server, List *options)
 	if (server->password && server->password_file)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-				 errmsg("options \"password\" and \"password_file\" exclude each other")));
+				 errmsg("options \"password\" and \"password_file\" exclude each other"),
+				 errhint("Keep the file, and drop the password from the mapping.")));
 	if (server->password && strlen(server->password) > OUTBOX_PASSWORD_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),

@@ -199,7 +199,8 @@ outbox_publish_short_strings(FunctionCallInfo fcinfo, Datum *values,
 					 errmsg("argument \"%s\" of amqp_publish is too long",
 							short_strings[i].name),
 					 errdetail("It has %d bytes in UTF-8; AMQP allows %d.",
-							   len, OUTBOX_SHORTSTR_MAX)));
+							   len, OUTBOX_SHORTSTR_MAX),
+					 errhint("Shorten it, or send the text in the body or in a header.")));
 		total += 1 + len;
 	}
 	return total;

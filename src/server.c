@@ -43,6 +43,7 @@ outbox_server_list(void)
 	Oid			fdwid = get_foreign_data_wrapper_oid(OUTBOX_EXTENSION, true);
 	List	   *result = NIL;
 	Relation	rel;
+	Relation	index;
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
@@ -50,8 +51,10 @@ outbox_server_list(void)
 		return NIL;
 
 	rel = table_open(ForeignServerRelationId, AccessShareLock);
-	scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	index = index_open(ForeignServerNameIndexId, AccessShareLock);
+	scan = systable_beginscan_ordered(rel, index, NULL, 0, NULL);
+	while (HeapTupleIsValid(tuple = systable_getnext_ordered(scan,
+															 ForwardScanDirection)))
 	{
 		Form_pg_foreign_server form =
 			(Form_pg_foreign_server) GETSTRUCT(tuple);
@@ -59,7 +62,8 @@ outbox_server_list(void)
 		if (form->srvfdw == fdwid)
 			result = lappend_oid(result, form->oid);
 	}
-	systable_endscan(scan);
+	systable_endscan_ordered(scan);
+	index_close(index, AccessShareLock);
 	table_close(rel, AccessShareLock);
 	return result;
 }

@@ -19,7 +19,7 @@
  */
 extern Oid	outbox_server_choose(const char *name);
 
-/* OIDs of all our servers in this database; NIL without the extension. */
+/* OIDs of all our servers in this database, by name; NIL without any. */
 extern List *outbox_server_list(void);
 
 #endif							/* OUTBOX_SERVER_H */

@@ -1,0 +1,121 @@
+--
+-- Options of servers and user mappings: what is right, what is wrong, and what
+-- the answer to something wrong is
+--
+CREATE EXTENSION amqp_outbox;
+
+-- accepted
+CREATE SERVER by_uri FOREIGN DATA WRAPPER amqp_outbox
+	OPTIONS (uri 'amqp://rabbit1.plant.example:5673,rabbit2/mes%2Fline1');
+CREATE SERVER by_options FOREIGN DATA WRAPPER amqp_outbox
+	OPTIONS (host 'rabbit1, rabbit2:5673, [::1]:5674, 10.1.2.3', port '5675',
+		vhost '/mes', heartbeat '1min', connect_timeout '5', confirm_timeout '30s',
+		frame_max '8192', window '1', persistent 'off', mandatory 'no', tls 'on',
+		cacertfile '/etc/ssl/plant.pem');
+CREATE SERVER by_both FOREIGN DATA WRAPPER amqp_outbox
+	OPTIONS (uri 'amqps://rabbit1:5671/mes', host 'rabbit1:5671', vhost 'mes',
+		port '5671', tls 'true');
+CREATE SERVER by_default FOREIGN DATA WRAPPER amqp_outbox;
+CREATE SERVER heartbeat_off FOREIGN DATA WRAPPER amqp_outbox OPTIONS (heartbeat '0');
+CREATE USER MAPPING FOR PUBLIC SERVER by_uri OPTIONS (user 'mes', password '');
+CREATE ROLE regress_outbox_owner;
+CREATE USER MAPPING FOR regress_outbox_owner SERVER by_uri
+	OPTIONS (user 'mes', password_file '/etc/amqp_outbox/password');
+ALTER SERVER by_uri OPTIONS (ADD window '256');
+ALTER SERVER by_uri OPTIONS (SET window '512');
+ALTER SERVER by_uri OPTIONS (DROP window);
+SELECT srvname, unnest(srvoptions) AS option FROM pg_foreign_server ORDER BY 1, 2;
+
+-- unknown options are answered with the valid ones of that kind of object
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (hostname 'rabbit1');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (user 'mes');
+CREATE USER MAPPING FOR PUBLIC SERVER by_default OPTIONS (username 'mes');
+CREATE USER MAPPING FOR PUBLIC SERVER by_default OPTIONS (host 'rabbit1');
+CREATE FOREIGN TABLE wrong (a int) SERVER by_default OPTIONS (queue 'q');
+ALTER FOREIGN DATA WRAPPER amqp_outbox OPTIONS (host 'rabbit1');
+
+-- wrong values are answered with what is allowed
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (port '0');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (port '65536');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (port 'amqp');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (window '0');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (window '65536');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (frame_max '8191');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (heartbeat '-1');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (connect_timeout '0');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (confirm_timeout '5 moons');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (persistent 'maybe');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (mandatory '2');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (vhost '');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (host '');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (host 'a,,b');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (host 'a:0');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (host 'a:99999');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (host 'a:b');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (host '::1');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (host '[::1');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (host 'rabbit 1');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (cacertfile 'plant.pem', tls 'on');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (cacertfile '/etc/plant.pem');
+DO $$ BEGIN
+	EXECUTE format('CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (vhost %L)',
+		repeat('v', 256));
+END $$;
+CREATE USER MAPPING FOR PUBLIC SERVER by_default OPTIONS (user '');
+CREATE USER MAPPING FOR PUBLIC SERVER by_default
+	OPTIONS (user 'mes', password 'x', password_file '/x');
+CREATE USER MAPPING FOR PUBLIC SERVER by_default OPTIONS (user 'mes', password_file 'x');
+
+-- URIs
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'rabbit1');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'http://rabbit1');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://rabbit1/');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://rabbit1/a/b');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://rabbit1/%2');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://rabbit1/%00');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://rabbit1/%ff');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://rabbit1/mes?heartbeat=5');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://rabbit1:99999');
+-- no secret is repeated
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://mes:secret@rabbit1');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp//mes:secret@rabbit1');
+
+-- a URI and a single option must not contradict each other
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://rabbit1', host 'rabbit2');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://rabbit1:5672', port '5673');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://rabbit1/mes', vhost 'erp');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://rabbit1', tls 'on');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqps://rabbit1', tls 'off');
+ALTER SERVER by_uri OPTIONS (ADD vhost 'erp');
+
+-- naming a file of the server needs the right to read such files
+GRANT USAGE ON FOREIGN DATA WRAPPER amqp_outbox TO regress_outbox_owner;
+SET ROLE regress_outbox_owner;
+CREATE SERVER own FOREIGN DATA WRAPPER amqp_outbox
+	OPTIONS (uri 'amqps://rabbit1', cacertfile '/etc/ssl/plant.pem');
+CREATE SERVER own FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqps://rabbit1');
+CREATE USER MAPPING FOR PUBLIC SERVER own OPTIONS (user 'mes', password_file '/etc/passwd');
+RESET ROLE;
+GRANT pg_read_server_files TO regress_outbox_owner;
+SET ROLE regress_outbox_owner;
+CREATE USER MAPPING FOR PUBLIC SERVER own OPTIONS (user 'mes', password_file '/etc/passwd');
+RESET ROLE;
+
+-- error codes
+DO $$
+DECLARE
+	option text;
+BEGIN
+	FOREACH option IN ARRAY ARRAY['nonsense ''x''', 'port ''0''', 'uri ''x''', 'host ''''',
+		'cacertfile ''/x''']
+	LOOP
+		BEGIN
+			EXECUTE 'CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (' || option || ')';
+		EXCEPTION WHEN OTHERS THEN
+			RAISE NOTICE '%: %', option, SQLSTATE;
+		END;
+	END LOOP;
+END $$;
+
+DROP EXTENSION amqp_outbox CASCADE;
+DROP ROLE regress_outbox_owner;
