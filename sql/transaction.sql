@@ -160,7 +160,7 @@ BEGIN
 		PERFORM amqp_publish('', 'q', repeat('x', 1000), message_id => 'spoilt ' || i)
 			FROM generate_series(1, 1000) i;
 	EXCEPTION WHEN configuration_limit_exceeded THEN
-		RAISE NOTICE 'caught: %', SQLERRM;
+		RAISE NOTICE 'caught: %', SQLSTATE;
 	END;
 	BEGIN
 		PERFORM publish('after');

@@ -370,11 +370,24 @@ outbox_horizon_commit_lsn(Oid outbox_relid)
 	return lsn;
 }
 
+/* A worker ends: its listener is free again. */
+static void
+outbox_horizon_unlisten(int code, Datum arg)
+{
+	if (my_listener < 0)
+		return;
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	outbox_horizon_listeners()[my_listener].dboid = InvalidOid;
+	LWLockRelease(shared->lock);
+	my_listener = -1;
+}
+
 void
 outbox_horizon_listen(Latch *latch)
 {
 	OutboxListener *listeners = outbox_horizon_listeners();
 
+	before_shmem_exit(outbox_horizon_unlisten, (Datum) 0);
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < outbox_max_workers && my_listener < 0; i++)
 	{
@@ -390,15 +403,4 @@ outbox_horizon_listen(Latch *latch)
 
 	if (my_listener < 0)
 		elog(ERROR, "more workers of amqp_outbox than listeners");
-}
-
-void
-outbox_horizon_unlisten(void)
-{
-	if (my_listener < 0)
-		return;
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	outbox_horizon_listeners()[my_listener].dboid = InvalidOid;
-	LWLockRelease(shared->lock);
-	my_listener = -1;
 }

@@ -73,8 +73,7 @@ typedef struct OutboxHorizonStatus
 extern void outbox_horizon_get_status(Oid outbox_relid,
 									  OutboxHorizonStatus *status);
 
-/* A worker begins or ends to listen for ids of its database. */
+/* A worker begins to listen for ids of its database, until it exits. */
 extern void outbox_horizon_listen(Latch *latch);
-extern void outbox_horizon_unlisten(void);
 
 #endif							/* OUTBOX_HORIZON_H */

@@ -102,10 +102,10 @@ outbox_pipeline_create(const char *server_name)
 										 sizeof(OutboxMessage *));
 
 	/*
-	 * Commits that became visible before this process began may not be on a
-	 * synchronous standby yet: a wait for it can be cancelled.
+	 * What a crash left visible is on our disk, but perhaps not on a
+	 * synchronous standby.  Later commits are noted in shared memory.
 	 */
-	pipeline->durable_lsn = GetXLogInsertRecPtr();
+	pipeline->durable_lsn = GetFlushRecPtr(NULL);
 	return pipeline;
 }
 

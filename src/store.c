@@ -142,6 +142,7 @@ outbox_store_pin_settings(void)
 		{"synchronous_commit", "off"},
 		{"row_security", "off"},
 		{"statement_timeout", "0"},
+		{"transaction_timeout", "0"},
 		{"lock_timeout", "1s"},
 		{"idle_in_transaction_session_timeout", "0"},
 		{"session_replication_role", "origin"},
@@ -153,9 +154,13 @@ outbox_store_pin_settings(void)
 		{"max_parallel_workers_per_gather", "0"},
 	};
 
+	/* not every version has all of them */
 	for (int i = 0; i < (int) lengthof(pinned); i++)
-		SetConfigOption(pinned[i][0], pinned[i][1], PGC_SUSET,
-						PGC_S_OVERRIDE);
+	{
+		if (GetConfigOption(pinned[i][0], true, false) != NULL)
+			SetConfigOption(pinned[i][0], pinned[i][1], PGC_SUSET,
+							PGC_S_OVERRIDE);
+	}
 }
 
 /*

@@ -138,8 +138,7 @@ outbox_worker_set_state(OutboxWorkerState state)
 									worker->transport ? host : "");
 
 	outbox_registry_set_state(state, worker->transport ? host : NULL);
-	pgstat_report_activity(state == OUTBOX_WORKER_CONNECTED ?
-						   STATE_RUNNING : STATE_IDLE, activity);
+	pgstat_report_activity(STATE_IDLE, activity);
 	pfree(activity);
 	pfree(host);
 	MemoryContextSwitchTo(old_context);
@@ -737,13 +736,21 @@ outbox_worker_recover(void)
 }
 
 static void
+outbox_worker_error_context(void *arg)
+{
+	errcontext("amqp_outbox worker for server \"%s\"", worker->server->name);
+}
+
+static void
 outbox_worker_loop(void)
 {
 	sigjmp_buf	local_sigjmp_buf;
+	ErrorContextCallback context = {.callback = outbox_worker_error_context};
 
+	error_context_stack = &context;
 	if (sigsetjmp(local_sigjmp_buf, 1) != 0)
 	{
-		error_context_stack = NULL;
+		error_context_stack = &context;
 		outbox_worker_recover();
 		if (worker->stopping)
 			proc_exit(1);
