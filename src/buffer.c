@@ -74,22 +74,43 @@ typedef struct OutboxBuffer
 
 static OutboxBuffer *buffer = NULL;
 
+/* The outbox's columns, remembered for the life of the session. */
+static TupleDesc
+outbox_buffer_tupdesc(void)
+{
+	static TupleDesc tupdesc = NULL;
+	static Oid	tupdesc_relid = InvalidOid;
+	Oid			relid = outbox_catalog_relid("outbox");
+	MemoryContext old_context;
+	Relation	rel;
+
+	if (relid == tupdesc_relid)
+		return tupdesc;
+
+	rel = table_open(relid, AccessShareLock);
+	if (RelationGetNumberOfAttributes(rel) != OUTBOX_NCOLUMNS)
+		elog(ERROR, "table \"%s\" has an unexpected shape",
+			 RelationGetRelationName(rel));
+	old_context = MemoryContextSwitchTo(TopMemoryContext);
+	tupdesc = CreateTupleDescCopy(RelationGetDescr(rel));
+	MemoryContextSwitchTo(old_context);
+	table_close(rel, AccessShareLock);
+	tupdesc_relid = relid;
+	return tupdesc;
+}
+
 static void
 outbox_buffer_create(void)
 {
+	TupleDesc	tupdesc = outbox_buffer_tupdesc();
 	MemoryContext context = AllocSetContextCreate(TopTransactionContext,
 												  "amqp_outbox buffer",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old_context = MemoryContextSwitchTo(context);
 	OutboxBuffer *new_buffer = palloc0(sizeof(OutboxBuffer));
-	Relation	rel = table_open(outbox_catalog_relid("outbox"),
-								 AccessShareLock);
 
 	new_buffer->context = context;
-	new_buffer->tupdesc = CreateTupleDescCopy(RelationGetDescr(rel));
-	table_close(rel, AccessShareLock);
-	if (new_buffer->tupdesc->natts != OUTBOX_NCOLUMNS)
-		elog(ERROR, "table \"outbox\" has an unexpected shape");
+	new_buffer->tupdesc = tupdesc;
 	new_buffer->store = tuplestore_begin_heap(false, false, work_mem);
 	new_buffer->visit_pointer =
 		tuplestore_alloc_read_pointer(new_buffer->store, EXEC_FLAG_REWIND);

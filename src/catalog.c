@@ -85,8 +85,16 @@ outbox_catalog_system_identifier(void)
  */
 
 static void
+outbox_catalog_forget_keys(Datum arg, Oid relid)
+{
+	if (relid == key_cache_relid || relid == InvalidOid)
+		key_cache_relid = InvalidOid;
+}
+
+static void
 outbox_catalog_open_key_cache(Oid relid)
 {
+	static bool registered = false;
 	HASHCTL		ctl = {
 		.keysize = sizeof(NameData),
 		.entrysize = sizeof(OutboxKeyEntry)
@@ -94,6 +102,11 @@ outbox_catalog_open_key_cache(Oid relid)
 
 	if (key_cache && key_cache_relid == relid)
 		return;
+	if (!registered)
+	{
+		CacheRegisterRelcacheCallback(outbox_catalog_forget_keys, (Datum) 0);
+		registered = true;
+	}
 	if (key_cache)
 		hash_destroy(key_cache);
 	key_cache = NULL;
@@ -102,27 +115,39 @@ outbox_catalog_open_key_cache(Oid relid)
 	key_cache_relid = relid;
 }
 
-/* The committed key of a server; 0 if there is none. */
-static int32
-outbox_catalog_find_key(Relation rel, NameData *server)
+/* The row of a server, as a copy; NULL if there is none. */
+static HeapTuple
+outbox_catalog_find_row(Relation rel, const NameData *server)
 {
 	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple	tuple;
-	int32		server_key = 0;
-	bool		isnull;
 
 	ScanKeyInit(&key, Anum_server_key_server, BTEqualStrategyNumber, F_NAMEEQ,
 				NameGetDatum(server));
-	scan = systable_beginscan(rel, outbox_catalog_relid("server_key_server_key"),
+	scan = systable_beginscan(rel,
+							  outbox_catalog_relid("server_key_server_key"),
 							  true, NULL, 1, &key);
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
-		server_key = DatumGetInt32(heap_getattr(tuple,
-												Anum_server_key_server_key,
-												RelationGetDescr(rel),
-												&isnull));
+		tuple = heap_copytuple(tuple);
 	systable_endscan(scan);
+	return tuple;
+}
+
+/* The key of a server; 0 if it has none. */
+static int32
+outbox_catalog_find_key(Relation rel, const NameData *server)
+{
+	HeapTuple	tuple = outbox_catalog_find_row(rel, server);
+	int32		server_key;
+	bool		isnull;
+
+	if (!HeapTupleIsValid(tuple))
+		return 0;
+	server_key = DatumGetInt32(heap_getattr(tuple, Anum_server_key_server_key,
+											RelationGetDescr(rel), &isnull));
+	heap_freetuple(tuple);
 	return server_key;
 }
 
@@ -151,7 +176,7 @@ outbox_catalog_largest_key(Relation rel)
  * server comes here.
  */
 static int32
-outbox_catalog_make_key(Relation rel, NameData *server)
+outbox_catalog_make_key(Relation rel, const NameData *server)
 {
 	Datum		values[Natts_server_key];
 	bool		nulls[Natts_server_key] = {false};
@@ -174,31 +199,69 @@ outbox_catalog_make_key(Relation rel, NameData *server)
 }
 
 int32
-outbox_catalog_server_key(const char *server_name)
+outbox_catalog_server_key(const NameData *server)
 {
 	Oid			relid = outbox_catalog_relid("server_key");
 	OutboxKeyEntry *entry;
-	NameData	server;
 	Relation	rel;
 	int32		server_key;
 
-	namestrcpy(&server, server_name);
 	outbox_catalog_open_key_cache(relid);
-	entry = hash_search(key_cache, &server, HASH_FIND, NULL);
+	entry = hash_search(key_cache, server, HASH_FIND, NULL);
 	if (entry)
 		return entry->key;
 
 	rel = table_open(relid, RowExclusiveLock);
-	server_key = outbox_catalog_find_key(rel, &server);
+	server_key = outbox_catalog_find_key(rel, server);
 	if (server_key != 0)
 	{
-		entry = hash_search(key_cache, &server, HASH_ENTER, NULL);
+		entry = hash_search(key_cache, server, HASH_ENTER, NULL);
 		entry->key = server_key;
 	}
 	else
-		server_key = outbox_catalog_make_key(rel, &server);
+		server_key = outbox_catalog_make_key(rel, server);
 	table_close(rel, NoLock);
 	return server_key;
+}
+
+void
+outbox_catalog_rename_server(const char *old_name, const char *new_name)
+{
+	Oid			relid = outbox_catalog_relid_if_exists("server_key");
+	NameData	old_server;
+	NameData	new_server;
+	Relation	rel;
+	HeapTuple	tuple;
+
+	if (!OidIsValid(relid))
+		return;
+	namestrcpy(&old_server, old_name);
+	namestrcpy(&new_server, new_name);
+
+	rel = table_open(relid, RowExclusiveLock);
+	tuple = outbox_catalog_find_row(rel, &old_server);
+	if (HeapTupleIsValid(tuple))
+	{
+		Datum		values[Natts_server_key] = {0};
+		bool		nulls[Natts_server_key] = {false};
+		bool		replace[Natts_server_key] = {false, true};
+
+		if (outbox_catalog_find_key(rel, &new_server) != 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_DUPLICATE_OBJECT),
+					 errmsg("cannot rename server \"%s\" to \"%s\"",
+							old_name, new_name),
+					 errdetail("Messages of a former server \"%s\" are still stored.",
+							   new_name),
+					 errhint("Choose another name.")));
+		values[Anum_server_key_server - 1] = NameGetDatum(&new_server);
+		tuple = heap_modify_tuple(tuple, RelationGetDescr(rel), values, nulls,
+								  replace);
+		CatalogTupleUpdate(rel, &tuple->t_self, tuple);
+		CacheInvalidateRelcache(rel);
+		CommandCounterIncrement();
+	}
+	table_close(rel, NoLock);
 }
 
 /*

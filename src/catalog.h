@@ -54,7 +54,14 @@ extern Oid	outbox_catalog_relid_if_exists(const char *relname);
  * The stable key of a server, made if it has none; making one waits for other
  * transactions that make one.  Committed keys are remembered.
  */
-extern int32 outbox_catalog_server_key(const char *server_name);
+extern int32 outbox_catalog_server_key(const NameData *server);
+
+/*
+ * A server was renamed: its key, and so its messages, go with the name.  Error
+ * 42710 if messages of a former server of the new name are still stored.
+ */
+extern void outbox_catalog_rename_server(const char *old_name,
+										 const char *new_name);
 
 /* Write this database's identity unless the table holds one. */
 extern void outbox_catalog_claim_identity(void);

@@ -14,7 +14,6 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/indexing.h"
-#include "foreign/foreign.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -22,6 +21,7 @@
 #include "catalog.h"
 #include "flush.h"
 #include "horizon.h"
+#include "server.h"
 
 /* A batch is written when it holds this many rows or bytes. */
 #define OUTBOX_BATCH_ROWS	128
@@ -64,14 +64,13 @@ outbox_flush_map_servers(OutboxFlush *flush, List *servers)
 	flush->servers = palloc(list_length(servers) * sizeof(OutboxFlushServer));
 	foreach(lc, servers)
 	{
-		ForeignServer *server = GetForeignServerExtended(lfirst_oid(lc),
-														 FSV_MISSING_OK);
 		OutboxFlushServer *map = &flush->servers[flush->nservers];
+		NameData	name;
 
-		if (server == NULL)
+		if (!outbox_server_get_name(lfirst_oid(lc), &name))
 			continue;
-		map->serverid = server->serverid;
-		map->key = outbox_catalog_server_key(server->servername);
+		map->serverid = lfirst_oid(lc);
+		map->key = outbox_catalog_server_key(&name);
 		flush->nservers++;
 	}
 }

@@ -38,9 +38,11 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
+#include "catalog.h"
 #include "compat.h"
 #include "launcher.h"
 #include "registry.h"
+#include "server.h"
 #include "settings.h"
 #include "worker.h"
 
@@ -362,6 +364,15 @@ outbox_statement_concerns_servers(Node *parsetree)
 	}
 }
 
+/* A server that was renamed keeps its messages. */
+static void
+outbox_launcher_after_rename(const RenameStmt *stmt)
+{
+	if (stmt->renameType == OBJECT_FOREIGN_SERVER &&
+		outbox_server_is_ours(stmt->newname))
+		outbox_catalog_rename_server(strVal(stmt->object), stmt->newname);
+}
+
 static void
 outbox_process_utility(PlannedStmt *pstmt, const char *queryString,
 					   bool readOnlyTree, ProcessUtilityContext context,
@@ -377,6 +388,9 @@ outbox_process_utility(PlannedStmt *pstmt, const char *queryString,
 	else
 		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
 								params, queryEnv, dest, qc);
+
+	if (IsA(pstmt->utilityStmt, RenameStmt))
+		outbox_launcher_after_rename((RenameStmt *) pstmt->utilityStmt);
 }
 
 static void

@@ -9,7 +9,6 @@
 
 #include "access/htup_details.h"
 #include "fmgr.h"
-#include "foreign/foreign.h"
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -20,6 +19,7 @@
 #include "horizon.h"
 #include "launcher.h"
 #include "registry.h"
+#include "server.h"
 #include "settings.h"
 #include "shared.h"
 
@@ -37,13 +37,12 @@ static void
 outbox_monitor_add_uncommitted(TupleTableSlot *message, void *arg)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) arg;
-	ForeignServer *server;
 	NameData	name;
 
 	slot_getallattrs(message);
-	server = GetForeignServerExtended(DatumGetObjectId(message->tts_values[OUTBOX_COL_SERVER_KEY]),
-									  FSV_MISSING_OK);
-	namestrcpy(&name, server ? server->servername : "");
+	if (!outbox_server_get_name(DatumGetObjectId(message->tts_values[OUTBOX_COL_SERVER_KEY]),
+								&name))
+		namestrcpy(&name, "");
 
 	/* the server's name in the place of the id, which is left out */
 	message->tts_values[OUTBOX_COL_ID] = NameGetDatum(&name);

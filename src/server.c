@@ -68,6 +68,19 @@ outbox_server_list(void)
 	return result;
 }
 
+bool
+outbox_server_get_name(Oid serverid, NameData *name)
+{
+	HeapTuple	tuple = SearchSysCache1(FOREIGNSERVEROID,
+										ObjectIdGetDatum(serverid));
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	*name = ((Form_pg_foreign_server) GETSTRUCT(tuple))->srvname;
+	ReleaseSysCache(tuple);
+	return true;
+}
+
 /* For an error's detail: the names of our servers. */
 static char *
 outbox_server_names(List *servers)
@@ -117,16 +130,39 @@ outbox_server_only(void)
 	return only_server;
 }
 
+/* OID of a server, InvalidOid if there is none; *ours: it is of our wrapper. */
 static Oid
-outbox_server_by_name(const char *name)
+outbox_server_look_up(const char *name, bool *ours)
 {
 	HeapTuple	tuple = SearchSysCache1(FOREIGNSERVERNAME,
 										CStringGetDatum(name));
 	Form_pg_foreign_server form;
 	Oid			serverid;
-	bool		ours;
 
 	if (!HeapTupleIsValid(tuple))
+		return InvalidOid;
+	form = (Form_pg_foreign_server) GETSTRUCT(tuple);
+	serverid = form->oid;
+	*ours = form->srvfdw == get_foreign_data_wrapper_oid(OUTBOX_EXTENSION, true);
+	ReleaseSysCache(tuple);
+	return serverid;
+}
+
+bool
+outbox_server_is_ours(const char *name)
+{
+	bool		ours = false;
+
+	return OidIsValid(outbox_server_look_up(name, &ours)) && ours;
+}
+
+static Oid
+outbox_server_by_name(const char *name)
+{
+	bool		ours = false;
+	Oid			serverid = outbox_server_look_up(name, &ours);
+
+	if (!OidIsValid(serverid))
 	{
 		List	   *servers = outbox_server_list();
 
@@ -137,10 +173,6 @@ outbox_server_by_name(const char *name)
 				 ? errdetail("Servers are: %s.", outbox_server_names(servers))
 				 : errdetail("There is no server of amqp_outbox.")));
 	}
-	form = (Form_pg_foreign_server) GETSTRUCT(tuple);
-	serverid = form->oid;
-	ours = form->srvfdw == get_foreign_data_wrapper_oid(OUTBOX_EXTENSION, true);
-	ReleaseSysCache(tuple);
 	if (!ours)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),

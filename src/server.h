@@ -19,6 +19,12 @@
  */
 extern Oid	outbox_server_choose(const char *name);
 
+/* The name of a server; false if it does not exist any more. */
+extern bool outbox_server_get_name(Oid serverid, NameData *name);
+
+/* Whether a server of that name exists and is ours. */
+extern bool outbox_server_is_ours(const char *name);
+
 /* OIDs of all our servers in this database, by name; NIL without any. */
 extern List *outbox_server_list(void);
 
