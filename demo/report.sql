@@ -67,8 +67,7 @@ CREATE VIEW verdict AS
 \pset format aligned
 \pset border 2
 \pset footer off
-\pset tuples_only on
-SELECT line, figure
+SELECT line AS "the shift", figure AS "in figures"
 FROM result, LATERAL (VALUES
 	('committed events', to_char(committed, 'FM999,999,990')),
 	('published, and confirmed by the broker', to_char(confirmed, 'FM999,999,990')),

@@ -1,0 +1,27 @@
+-- prepare.sql: what scripts/bench needs in the database
+
+CREATE EXTENSION amqp_outbox;
+CREATE SERVER bench FOREIGN DATA WRAPPER amqp_outbox
+	OPTIONS (uri :'uri', window :'window');
+CREATE USER MAPPING FOR PUBLIC SERVER bench
+	OPTIONS (user 'guest', password 'guest');
+
+-- The plain table that the outbox is compared with: the same columns and the
+-- same key, filled by an ordinary INSERT.
+CREATE TABLE plain (LIKE amqp_outbox.outbox INCLUDING ALL);
+CREATE SEQUENCE plain_id OWNED BY plain.id;
+ALTER TABLE plain
+	ALTER server_key SET DEFAULT 1,
+	ALTER id SET DEFAULT nextval('plain_id'),
+	ALTER enqueued_at SET DEFAULT now();
+
+-- message_id holds the body where the bare publisher's latency is measured
+CREATE TABLE arrived (message_id text, arrived_us bigint);
+
+CREATE TABLE measured (
+	n integer GENERATED ALWAYS AS IDENTITY,
+	round integer,
+	figure text,
+	side text,				-- outbox, or what it is compared with
+	value double precision	-- per second, or milliseconds
+);
