@@ -79,10 +79,11 @@ CREATE TABLE amqp_outbox.receipt (
 	delivered bigint NOT NULL,
 	returned bigint NOT NULL,
 	rejected bigint NOT NULL,
+	clean boolean NOT NULL,
 	PRIMARY KEY (server_key, through_id, receipt_no)
 ) WITH (autovacuum_vacuum_insert_threshold = -1);
 COMMENT ON TABLE amqp_outbox.receipt IS
-'each row: this server has settled everything through this id; counts are totals so far; append-only';
+'each row: this server has settled everything through this id; counts are totals so far; clean: its worker ended and left nothing in doubt; append-only';
 
 CREATE TABLE amqp_outbox.deferred (
 	LIKE amqp_outbox.outbox,
@@ -90,6 +91,7 @@ CREATE TABLE amqp_outbox.deferred (
 	attempts integer NOT NULL,
 	first_attempt_at timestamptz NOT NULL,
 	last_attempt_at timestamptz NOT NULL,
+	possible_duplicate boolean NOT NULL,
 	reply_code integer,
 	last_error text,
 	PRIMARY KEY (server_key, id)

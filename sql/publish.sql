@@ -97,6 +97,7 @@ SELECT amqp_publish('ex', 'rk', 'x', headers => '{"n": -9223372036854775809}');
 SELECT amqp_publish('ex', 'rk', 'x', headers => '{"n": 1.5e400}');
 SELECT amqp_publish('ex', 'rk', 'x', headers => '{"CC": "a"}');
 SELECT amqp_publish('ex', 'rk', 'x', headers => '{"BCC": ["a", 1]}');
+SELECT amqp_publish('ex', 'rk', 'x', headers => '{"x-possible-duplicate": true}');
 SELECT amqp_publish('ex', 'rk', 'x', headers => jsonb_build_object('big', repeat('h', 131072)));
 BEGIN;
 SELECT amqp_publish('ex', 'rk', 'x', message_id => 'm', headers => jsonb_build_object(

@@ -182,10 +182,14 @@ outbox_ledger_answer(OutboxLedger *ledger, uint64 tag, bool ack)
 	if (entry->outcome != OUTBOX_OPEN)
 		return;					/* it was returned before */
 	if (ack)
+	{
 		entry->outcome = OUTBOX_DELIVERED;
-	else
-		outbox_entry_explain(entry, OUTBOX_REJECTED, 0,
-							 "the broker did not take the message (basic.nack)");
+		return;
+	}
+	/* one of several queues may have taken it */
+	entry->doubtful = true;
+	outbox_entry_explain(entry, OUTBOX_REJECTED, 0,
+						 "the broker did not take the message (basic.nack)");
 }
 
 bool
@@ -270,14 +274,32 @@ outbox_ledger_forget_tags(OutboxLedger *ledger)
 	{
 		OutboxEntry *entry = outbox_ledger_at(ledger, p);
 
-		entry->tag = 0;
 		if (entry->outcome == OUTBOX_OPEN)
+		{
+			entry->doubtful |= entry->tag != 0;
 			again++;
+		}
+		entry->tag = 0;
 	}
 	ledger->in_flight = 0;
 	ledger->last_tag = 0;
 	ledger->first_open_tag = 1;
 	return again;
+}
+
+bool
+outbox_ledger_in_doubt(OutboxLedger *ledger)
+{
+	for (uint64 p = ledger->removed; p < ledger->added; p++)
+	{
+		OutboxEntry *entry = outbox_ledger_at(ledger, p);
+
+		if (entry->outcome == OUTBOX_OPEN &&
+			(entry->tag != 0 || entry->doubtful ||
+			 entry->message->possible_duplicate))
+			return true;
+	}
+	return false;
 }
 
 TimestampTz

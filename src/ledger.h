@@ -20,6 +20,7 @@ typedef struct OutboxEntry
 	bool		last_of_batch;	/* whoever removes it deletes the context */
 	uint64		tag;			/* of its newest attempt, 0: not sent */
 	TimestampTz sent_at;
+	bool		doubtful;		/* may have reached a queue, and has no ack */
 	OutboxOutcome outcome;
 	int			reply_code;		/* if returned or rejected */
 	char	   *reason;			/* the same; in the batch's context */
@@ -71,6 +72,9 @@ extern void outbox_ledger_reject(OutboxLedger *ledger, OutboxEntry *entry,
  * again.  Returns how many messages that are (the first ones to be sent).
  */
 extern int	outbox_ledger_forget_tags(OutboxLedger *ledger);
+
+/* Whether a message was sent, perhaps long ago, and has no known outcome. */
+extern bool outbox_ledger_in_doubt(OutboxLedger *ledger);
 
 /* When the oldest message in flight was sent; 0 if none is in flight. */
 extern TimestampTz outbox_ledger_oldest_sent(const OutboxLedger *ledger);

@@ -37,6 +37,7 @@ typedef struct OutboxMessage
 	int64		id;				/* its place in the outbox of its server */
 	bool		deferred;		/* read from amqp_outbox.deferred */
 	int			attempts;		/* attempts already settled, 0 for a new one */
+	bool		possible_duplicate; /* one of them has no known outcome */
 
 	const char *message_id;
 	const char *exchange;		/* "" is AMQP's default exchange */

@@ -21,6 +21,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "access/xlog.h"
 #include "common/pg_prng.h"
 #include "miscadmin.h"
@@ -74,6 +75,8 @@ struct OutboxPipeline
 
 	int64		read_through;	/* everything through this id was read */
 	OutboxReceipt receipt;		/* the newest one written */
+	OutboxDoubt doubt;			/* what a former worker may have sent */
+	bool		may_have_sent;	/* and a receipt that is not clean says so */
 	TimestampTz receipt_due;	/* 0: nothing to write */
 
 	XLogRecPtr	durable_lsn;	/* must be durable before publishing */
@@ -140,6 +143,13 @@ outbox_pipeline_open(OutboxPipeline *pipeline)
 		return OUTBOX_READ_NOTHING;
 	outbox_store_newest_receipt(pipeline->server_key, &pipeline->receipt);
 	pipeline->read_through = pipeline->receipt.through_id;
+	if (pipeline->receipt.receipt_no > 0 && !pipeline->receipt.clean)
+	{
+		pipeline->doubt.through_id =
+			outbox_horizon_read(pipeline->outbox) - 1;
+		pipeline->doubt.due_at = GetCurrentTimestamp();
+		pipeline->may_have_sent = true;
+	}
 	pipeline->next_due = outbox_store_next_due(pipeline->server_key);
 	return OUTBOX_READ_SOME;
 }
@@ -188,7 +198,7 @@ outbox_pipeline_read_outbox(OutboxPipeline *pipeline, int64 horizon,
 	n = outbox_store_read(batch, pipeline->server_key,
 						  pipeline->read_through, horizon, max_rows,
 						  outbox_pipeline_room_bytes(pipeline), server,
-						  pipeline->batch, &complete);
+						  &pipeline->doubt, pipeline->batch, &complete);
 	Assert(n == 0 || pipeline->batch[n - 1]->id < horizon);
 	if (n > 0)
 	{
@@ -212,7 +222,7 @@ outbox_pipeline_read_due(OutboxPipeline *pipeline, TimestampTz now,
 
 	n = outbox_store_read_due(batch, pipeline->server_key, now, max_rows,
 							  outbox_pipeline_room_bytes(pipeline), server,
-							  pipeline->batch);
+							  &pipeline->doubt, pipeline->batch);
 	if (n > 0)
 		outbox_pipeline_take(pipeline, n, batch);
 	pipeline->deferred += n;
@@ -313,6 +323,28 @@ outbox_pipeline_is_durable(OutboxPipeline *pipeline)
 	return true;
 }
 
+/*
+ * Before this worker sends its first message a receipt says so, durably: if it
+ * crashes, its successor must not believe the clean receipt of its predecessor.
+ * Runs a transaction.
+ */
+static void
+outbox_pipeline_announce(OutboxPipeline *pipeline)
+{
+	OutboxReceipt receipt = pipeline->receipt;
+
+	receipt.receipt_no++;
+	receipt.settled_at = GetCurrentTimestamp();
+	receipt.clean = false;
+	if (!outbox_store_begin())
+		return;
+	outbox_store_write_receipt(pipeline->server_key, &receipt);
+	outbox_store_commit();
+	XLogFlush(XactLastCommitEnd);
+	pipeline->receipt = receipt;
+	pipeline->may_have_sent = true;
+}
+
 void
 outbox_pipeline_publish(OutboxPipeline *pipeline, const OutboxServer *server,
 						OutboxTransport *transport)
@@ -324,6 +356,8 @@ outbox_pipeline_publish(OutboxPipeline *pipeline, const OutboxServer *server,
 	if (outbox_ledger_unpublished(pipeline->ledger) == 0 ||
 		!outbox_pipeline_is_durable(pipeline))
 		return;
+	if (!pipeline->may_have_sent)
+		outbox_pipeline_announce(pipeline);
 
 	now = GetCurrentTimestamp();
 	while (outbox_ledger_in_flight(pipeline->ledger) < window &&
@@ -331,9 +365,11 @@ outbox_pipeline_publish(OutboxPipeline *pipeline, const OutboxServer *server,
 		   (entry = outbox_ledger_next(pipeline->ledger)) != NULL)
 	{
 		OutboxFailure failure;
-		uint64		tag = outbox_transport_publish(transport, entry->message,
-												   &failure);
+		uint64		tag;
 
+		if (entry->doubtful)
+			outbox_properties_mark_duplicate(entry->message);
+		tag = outbox_transport_publish(transport, entry->message, &failure);
 		if (tag != 0)
 			outbox_ledger_sent(pipeline->ledger, tag, now);
 		else
@@ -427,6 +463,7 @@ outbox_pipeline_settle_one(OutboxPipeline *pipeline, OutboxReceipt *receipt,
 	OutboxDeferral deferral = {
 		.id = msg->id,
 		.attempted_at = receipt->settled_at,
+		.possible_duplicate = msg->possible_duplicate || entry->doubtful,
 		.reply_code = entry->reply_code,
 		.reason = entry->reason
 	};
@@ -456,7 +493,7 @@ outbox_pipeline_settle_one(OutboxPipeline *pipeline, OutboxReceipt *receipt,
 
 /* The transaction of a receipt over the n oldest messages. */
 static void
-outbox_pipeline_write_receipt(OutboxPipeline *pipeline, int n)
+outbox_pipeline_write_receipt(OutboxPipeline *pipeline, int n, bool clean)
 {
 	OutboxReceipt receipt = pipeline->receipt;
 	int			deferred = 0;
@@ -464,6 +501,7 @@ outbox_pipeline_write_receipt(OutboxPipeline *pipeline, int n)
 
 	receipt.receipt_no++;
 	receipt.settled_at = GetCurrentTimestamp();
+	receipt.clean = clean;
 	if (!outbox_store_begin())
 		return;
 	for (int i = 0; i < n; i++)
@@ -494,8 +532,31 @@ outbox_pipeline_settle(OutboxPipeline *pipeline, bool now)
 		pipeline->receipt_due > GetCurrentTimestamp())
 		return;
 
-	outbox_pipeline_write_receipt(pipeline, n);
+	outbox_pipeline_write_receipt(pipeline, n, false);
 	pipeline->receipt_due = 0;
+}
+
+/*
+ * Is there a message that this worker or a former one may have sent and that
+ * has no outcome?
+ */
+static bool
+outbox_pipeline_in_doubt(const OutboxPipeline *pipeline)
+{
+	return outbox_ledger_in_doubt(pipeline->ledger) ||
+		pipeline->read_through < pipeline->doubt.through_id ||
+		(pipeline->next_due != 0 &&
+		 pipeline->next_due <= pipeline->doubt.due_at);
+}
+
+void
+outbox_pipeline_finish(OutboxPipeline *pipeline)
+{
+	outbox_pipeline_settle(pipeline, true);
+	if (!pipeline->may_have_sent || outbox_pipeline_in_doubt(pipeline))
+		return;
+	outbox_pipeline_write_receipt(pipeline, 0, true);
+	XLogFlush(XactLastCommitEnd);
 }
 
 int

@@ -37,7 +37,7 @@ extern OutboxReadResult outbox_pipeline_read(OutboxPipeline *pipeline,
 
 /*
  * Hand over to the transport what may be sent: what is durable, up to the
- * server's window.
+ * server's window.  Runs a transaction before the first message.
  */
 extern void outbox_pipeline_publish(OutboxPipeline *pipeline,
 									const OutboxServer *server,
@@ -58,6 +58,12 @@ extern void outbox_pipeline_disconnected(OutboxPipeline *pipeline);
  * Runs a transaction if need be.
  */
 extern void outbox_pipeline_settle(OutboxPipeline *pipeline, bool now);
+
+/*
+ * The worker is about to end: write down whether everything that was sent has
+ * an outcome, so that the next one knows what may be sent twice.
+ */
+extern void outbox_pipeline_finish(OutboxPipeline *pipeline);
 
 extern int	outbox_pipeline_in_flight(const OutboxPipeline *pipeline);
 

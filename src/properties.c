@@ -279,6 +279,24 @@ check_carbon_copies(const amqp_table_t *table)
 	}
 }
 
+static void
+check_reserved_name(const amqp_table_t *table)
+{
+	for (int i = 0; i < table->num_entries; i++)
+	{
+		amqp_bytes_t name = table->entries[i].key;
+
+		if (name.len == strlen(OUTBOX_DUPLICATE_HEADER) &&
+			memcmp(name.bytes, OUTBOX_DUPLICATE_HEADER, name.len) == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_RESERVED_NAME),
+					 errmsg("header name \"%s\" is reserved",
+							OUTBOX_DUPLICATE_HEADER),
+					 errdetail("It marks messages that may have been sent before."),
+					 errhint("Choose another name.")));
+	}
+}
+
 static amqp_table_t
 build_headers(Jsonb *headers, Size *size)
 {
@@ -293,6 +311,7 @@ build_headers(Jsonb *headers, Size *size)
 	/* one to spare: a message sent again gets a header more */
 	table = build_table(&headers->root, 1, size);
 	check_carbon_copies(&table);
+	check_reserved_name(&table);
 	return table;
 }
 
@@ -337,6 +356,20 @@ set_headers(amqp_basic_properties_t *properties, Jsonb *headers)
 	properties->_flags |= AMQP_BASIC_HEADERS_FLAG;
 }
 
+/* Into the spare entry. */
+static void
+append_duplicate_header(amqp_basic_properties_t *properties)
+{
+	amqp_table_t *headers = &properties->headers;
+
+	headers->entries[headers->num_entries++] = (amqp_table_entry_t)
+	{
+		.key = amqp_cstring_bytes(OUTBOX_DUPLICATE_HEADER),
+		.value = {.kind = AMQP_FIELD_KIND_BOOLEAN,.value.boolean = 1}
+	};
+	properties->_flags |= AMQP_BASIC_HEADERS_FLAG;
+}
+
 void
 outbox_properties_build(OutboxMessage *msg)
 {
@@ -374,4 +407,15 @@ outbox_properties_build(OutboxMessage *msg)
 		p->_flags |= AMQP_BASIC_PRIORITY_FLAG;
 	}
 	msg->properties = p;
+	if (msg->possible_duplicate)
+		append_duplicate_header(p);
+}
+
+void
+outbox_properties_mark_duplicate(OutboxMessage *msg)
+{
+	if (msg->possible_duplicate)
+		return;
+	msg->possible_duplicate = true;
+	append_duplicate_header(msg->properties);
 }

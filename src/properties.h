@@ -31,4 +31,13 @@ extern Size outbox_properties_check_headers(Jsonb *headers);
  */
 extern void outbox_properties_build(OutboxMessage *msg);
 
+/*
+ * The header of an attempt that follows one whose outcome is unknown, a
+ * boolean; callers of amqp_publish() cannot set it.
+ */
+#define OUTBOX_DUPLICATE_HEADER		"x-possible-duplicate"
+
+/* Mark a message that was built before as a possible duplicate. */
+extern void outbox_properties_mark_duplicate(OutboxMessage *msg);
+
 #endif							/* OUTBOX_PROPERTIES_H */

@@ -36,9 +36,9 @@
 #include "catalog.h"
 #include "store.h"
 
-#define OUTBOX_MAX_PARAMS	7
+#define OUTBOX_MAX_PARAMS	8
 
-/* The columns of enum OutboxColumn, then the attempts so far. */
+/* The columns of enum OutboxColumn. */
 #define OUTBOX_COLUMNS \
 	"server_key, id, message_id, enqueued_at, exchange, routing_key, body," \
 	" headers, content_type, content_encoding, persistent, priority," \
@@ -79,21 +79,22 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 	},
 	[STATEMENT_NEWEST_RECEIPT] = {
 		"SELECT through_id, receipt_no, settled_at, delivered, returned,"
-		" rejected FROM amqp_outbox.receipt WHERE server_key = $1"
+		" rejected, clean FROM amqp_outbox.receipt WHERE server_key = $1"
 		" ORDER BY server_key DESC, through_id DESC, receipt_no DESC LIMIT 1",
 		1, {INT4OID}
 	},
 	[STATEMENT_READ] = {
-		"SELECT " OUTBOX_COLUMNS ", 0 FROM amqp_outbox.outbox"
+		"SELECT " OUTBOX_COLUMNS ", 0, id <= $4 FROM amqp_outbox.outbox"
 		" WHERE server_key = $1 AND id > $2 AND id < $3"
 		" ORDER BY server_key, id",
-		3, {INT4OID, INT8OID, INT8OID}
+		4, {INT4OID, INT8OID, INT8OID, INT8OID}
 	},
 	[STATEMENT_READ_DUE] = {
-		"SELECT " OUTBOX_COLUMNS ", attempts FROM amqp_outbox.deferred"
+		"SELECT " OUTBOX_COLUMNS ", attempts,"
+		" possible_duplicate OR due_at <= $3 FROM amqp_outbox.deferred"
 		" WHERE server_key = $1 AND due_at <= $2"
 		" ORDER BY server_key, due_at, id",
-		2, {INT4OID, TIMESTAMPTZOID}
+		3, {INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID}
 	},
 	[STATEMENT_NEXT_DUE] = {
 		"SELECT due_at FROM amqp_outbox.deferred WHERE server_key = $1"
@@ -102,23 +103,26 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 	},
 	[STATEMENT_WRITE_RECEIPT] = {
 		"INSERT INTO amqp_outbox.receipt (server_key, through_id, receipt_no,"
-		" settled_at, delivered, returned, rejected)"
-		" VALUES ($1, $2, $3, $4, $5, $6, $7)",
-		7, {INT4OID, INT8OID, INT8OID, TIMESTAMPTZOID, INT8OID, INT8OID,
-			INT8OID}
+		" settled_at, delivered, returned, rejected, clean)"
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+		8, {INT4OID, INT8OID, INT8OID, TIMESTAMPTZOID, INT8OID, INT8OID,
+			INT8OID, BOOLOID}
 	},
 	[STATEMENT_DEFER] = {
 		"INSERT INTO amqp_outbox.deferred (" OUTBOX_COLUMNS ", due_at,"
-		" attempts, first_attempt_at, last_attempt_at, reply_code, last_error)"
-		" SELECT " OUTBOX_COLUMNS ", $3, 1, $4, $4, $5, $6"
+		" attempts, first_attempt_at, last_attempt_at, possible_duplicate,"
+		" reply_code, last_error)"
+		" SELECT " OUTBOX_COLUMNS ", $3, 1, $4, $4, $5, $6, $7"
 		" FROM amqp_outbox.outbox WHERE server_key = $1 AND id = $2",
-		6, {INT4OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID, TEXTOID}
+		7, {INT4OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID,
+			INT4OID, TEXTOID}
 	},
 	[STATEMENT_DEFER_AGAIN] = {
 		"UPDATE amqp_outbox.deferred SET due_at = $3, attempts = attempts + 1,"
-		" last_attempt_at = $4, reply_code = $5, last_error = $6"
-		" WHERE server_key = $1 AND id = $2",
-		6, {INT4OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID, TEXTOID}
+		" last_attempt_at = $4, possible_duplicate = $5, reply_code = $6,"
+		" last_error = $7 WHERE server_key = $1 AND id = $2",
+		7, {INT4OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID,
+			INT4OID, TEXTOID}
 	},
 	[STATEMENT_DELIVER_DEFERRED] = {
 		"WITH gone AS (DELETE FROM amqp_outbox.deferred"
@@ -307,6 +311,7 @@ outbox_store_newest_receipt(int32 server_key, OutboxReceipt *receipt)
 	receipt->delivered = DatumGetInt64(outbox_store_column(0, 4));
 	receipt->returned = DatumGetInt64(outbox_store_column(0, 5));
 	receipt->rejected = DatumGetInt64(outbox_store_column(0, 6));
+	receipt->clean = DatumGetBool(outbox_store_column(0, 7));
 }
 
 /*
@@ -330,13 +335,14 @@ outbox_store_form_message(HeapTuple tuple, TupleDesc tupdesc,
 						  const OutboxServer *server)
 {
 	OutboxMessage *msg = palloc0(sizeof(OutboxMessage));
-	Datum		values[OUTBOX_NCOLUMNS + 1];
-	bool		isnull[OUTBOX_NCOLUMNS + 1];
+	Datum		values[OUTBOX_NCOLUMNS + 2];	/* attempts, duplicate? */
+	bool		isnull[OUTBOX_NCOLUMNS + 2];
 	bytea	   *body;
 
 	heap_deform_tuple(tuple, tupdesc, values, isnull);
 	msg->id = DatumGetInt64(values[OUTBOX_COL_ID]);
 	msg->attempts = DatumGetInt32(values[OUTBOX_NCOLUMNS]);
+	msg->possible_duplicate = DatumGetBool(values[OUTBOX_NCOLUMNS + 1]);
 	msg->message_id = outbox_store_get_text(values, isnull,
 											OUTBOX_COL_MESSAGE_ID);
 	msg->exchange = outbox_store_get_text(values, isnull, OUTBOX_COL_EXCHANGE);
@@ -400,16 +406,17 @@ outbox_store_form_messages(MemoryContext context, Size max_bytes,
 int
 outbox_store_read(MemoryContext context, int32 server_key, int64 after,
 				  int64 before, int max_rows, Size max_bytes,
-				  const OutboxServer *server, OutboxMessage **messages,
-				  bool *complete)
+				  const OutboxServer *server, const OutboxDoubt *doubt,
+				  OutboxMessage **messages, bool *complete)
 {
-	Datum		values[3];
+	Datum		values[4];
 	uint64		found;
 	int			n;
 
 	values[0] = Int32GetDatum(server_key);
 	values[1] = Int64GetDatum(after);
 	values[2] = Int64GetDatum(before);
+	values[3] = Int64GetDatum(doubt->through_id);
 	found = outbox_store_execute(STATEMENT_READ, values, NULL, SPI_OK_SELECT,
 								 max_rows);
 	n = outbox_store_form_messages(context, max_bytes, server, false,
@@ -422,13 +429,15 @@ outbox_store_read(MemoryContext context, int32 server_key, int64 after,
 int
 outbox_store_read_due(MemoryContext context, int32 server_key,
 					  TimestampTz now, int max_rows, Size max_bytes,
-					  const OutboxServer *server, OutboxMessage **messages)
+					  const OutboxServer *server, const OutboxDoubt *doubt,
+					  OutboxMessage **messages)
 {
-	Datum		values[2];
+	Datum		values[3];
 	int			n;
 
 	values[0] = Int32GetDatum(server_key);
 	values[1] = TimestampTzGetDatum(now);
+	values[2] = TimestampTzGetDatum(doubt->due_at);
 	outbox_store_execute(STATEMENT_READ_DUE, values, NULL, SPI_OK_SELECT,
 						 max_rows);
 	n = outbox_store_form_messages(context, max_bytes, server, true, messages);
@@ -455,7 +464,7 @@ outbox_store_next_due(int32 server_key)
 void
 outbox_store_write_receipt(int32 server_key, const OutboxReceipt *receipt)
 {
-	Datum		values[7];
+	Datum		values[8];
 
 	values[0] = Int32GetDatum(server_key);
 	values[1] = Int64GetDatum(receipt->through_id);
@@ -464,6 +473,7 @@ outbox_store_write_receipt(int32 server_key, const OutboxReceipt *receipt)
 	values[4] = Int64GetDatum(receipt->delivered);
 	values[5] = Int64GetDatum(receipt->returned);
 	values[6] = Int64GetDatum(receipt->rejected);
+	values[7] = BoolGetDatum(receipt->clean);
 	outbox_store_execute(STATEMENT_WRITE_RECEIPT, values, NULL, SPI_OK_INSERT,
 						 0);
 }
@@ -492,17 +502,18 @@ static void
 outbox_store_write_deferral(OutboxStatementId statement, int expected,
 							int32 server_key, const OutboxDeferral *deferral)
 {
-	Datum		values[6];
-	char		nulls[6] = {' ', ' ', ' ', ' ', ' ', ' '};
+	Datum		values[7];
+	char		nulls[7] = {' ', ' ', ' ', ' ', ' ', ' ', ' '};
 
 	values[0] = Int32GetDatum(server_key);
 	values[1] = Int64GetDatum(deferral->id);
 	values[2] = TimestampTzGetDatum(deferral->due_at);
 	values[3] = TimestampTzGetDatum(deferral->attempted_at);
-	values[4] = Int32GetDatum(deferral->reply_code);
+	values[4] = BoolGetDatum(deferral->possible_duplicate);
+	values[5] = Int32GetDatum(deferral->reply_code);
 	if (deferral->reply_code == 0)
-		nulls[4] = 'n';
-	values[5] = outbox_store_foreign_text(deferral->reason);
+		nulls[5] = 'n';
+	values[6] = outbox_store_foreign_text(deferral->reason);
 	if (outbox_store_execute(statement, values, nulls, expected, 0) != 1)
 		elog(WARNING, "message " INT64_FORMAT " to be deferred is not there",
 			 deferral->id);

@@ -20,6 +20,7 @@ typedef struct OutboxReceipt
 	int64		delivered;
 	int64		returned;
 	int64		rejected;
+	bool		clean;			/* nothing was in doubt, and nothing sent since */
 } OutboxReceipt;
 
 /* Why an attempt failed, and when the next one is due. */
@@ -28,9 +29,20 @@ typedef struct OutboxDeferral
 	int64		id;
 	TimestampTz due_at;
 	TimestampTz attempted_at;
+	bool		possible_duplicate; /* of the next attempt */
 	int			reply_code;		/* 0: none */
 	const char *reason;			/* UTF-8 */
 } OutboxDeferral;
+
+/*
+ * What a worker that did not end cleanly may have sent before: messages of the
+ * outbox through this id, and deferred ones that were due at this time.
+ */
+typedef struct OutboxDoubt
+{
+	int64		through_id;		/* 0: none */
+	TimestampTz due_at;
+} OutboxDoubt;
 
 typedef enum OutboxIdentity
 {
@@ -66,18 +78,20 @@ extern void outbox_store_newest_receipt(int32 server_key,
  * The next messages with after < id < before, in id order, at most max_rows
  * and, beyond the first, max_bytes of bodies.  They and all they point to are
  * allocated in the context; persistent and mandatory follow the server where a
- * message does not say.  Returns how many; *complete says whether there are no
+ * message does not say; doubt says which are possible duplicates.  Returns how many; *complete says whether there are no
  * more in that interval.
  */
 extern int	outbox_store_read(MemoryContext context, int32 server_key,
 							  int64 after, int64 before, int max_rows,
 							  Size max_bytes, const OutboxServer *server,
+							  const OutboxDoubt *doubt,
 							  OutboxMessage **messages, bool *complete);
 
 /* The same for deferred messages that are due. */
 extern int	outbox_store_read_due(MemoryContext context, int32 server_key,
 								  TimestampTz now, int max_rows,
 								  Size max_bytes, const OutboxServer *server,
+								  const OutboxDoubt *doubt,
 								  OutboxMessage **messages);
 
 /* When the next deferred message is due; 0 if there is none. */

@@ -546,10 +546,14 @@ outbox_worker_check_drained(TimestampTz now)
 		outbox_pipeline_in_flight(worker->pipeline) > 0)
 		return;
 
+	if (worker->stopping)
+	{
+		outbox_pipeline_finish(worker->pipeline);
+		outbox_worker_disconnect();
+		proc_exit(0);
+	}
 	outbox_pipeline_settle(worker->pipeline, true);
 	outbox_worker_disconnect();
-	if (worker->stopping)
-		proc_exit(0);
 	worker->reconnecting = false;
 	worker->retry_at = 0;
 	outbox_worker_set_state(OUTBOX_WORKER_WAITING);
