@@ -335,16 +335,8 @@ COMMENT ON FUNCTION amqp_outbox.wake() IS
 'make this database''s workers look at everything anew, without waiting for a backoff to end';
 
 CREATE FUNCTION amqp_outbox.adopt()
-RETURNS void LANGUAGE sql VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-	DELETE FROM amqp_outbox.identity;
-	INSERT INTO amqp_outbox.identity (system_identifier, database_oid)
-		SELECT c.system_identifier, d.oid
-		FROM pg_control_system() c, pg_database d
-		WHERE d.datname = current_database();
-	SELECT amqp_outbox.wake();
-$$;
+RETURNS void LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'outbox_sql_adopt';
 COMMENT ON FUNCTION amqp_outbox.adopt() IS
 'declare that this database, a copy, now owns its messages: its workers begin to publish';
 

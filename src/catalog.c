@@ -268,6 +268,20 @@ outbox_catalog_rename_server(const char *old_name, const char *new_name)
  * Identity
  */
 
+static void
+outbox_catalog_insert_identity(Relation rel)
+{
+	Datum		values[Natts_identity];
+	bool		nulls[Natts_identity] = {false};
+	HeapTuple	tuple;
+
+	values[0] = Int64GetDatum(outbox_catalog_system_identifier());
+	values[1] = ObjectIdGetDatum(MyDatabaseId);
+	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+	CatalogTupleInsert(rel, tuple);
+	heap_freetuple(tuple);
+}
+
 /*
  * Two first messages at the same time may both write a row; they are equal,
  * and the table has no unique index that could make one wait for the other.
@@ -290,17 +304,23 @@ outbox_catalog_claim_identity(void)
 	if (present)
 		identity_seen_relid = relid;
 	else
-	{
-		Datum		values[Natts_identity];
-		bool		nulls[Natts_identity] = {false};
-		HeapTuple	tuple;
+		outbox_catalog_insert_identity(rel);
+	table_close(rel, NoLock);
+}
 
-		values[0] = Int64GetDatum(outbox_catalog_system_identifier());
-		values[1] = ObjectIdGetDatum(MyDatabaseId);
-		tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
-		CatalogTupleInsert(rel, tuple);
-		heap_freetuple(tuple);
-	}
+void
+outbox_catalog_adopt(void)
+{
+	Relation	rel = table_open(outbox_catalog_relid("identity"),
+								 ShareRowExclusiveLock);
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0,
+										  NULL);
+	HeapTuple	tuple;
+
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+		CatalogTupleDelete(rel, &tuple->t_self);
+	systable_endscan(scan);
+	outbox_catalog_insert_identity(rel);
 	table_close(rel, NoLock);
 }
 

@@ -66,6 +66,9 @@ extern void outbox_catalog_rename_server(const char *old_name,
 /* Write this database's identity unless the table holds one. */
 extern void outbox_catalog_claim_identity(void);
 
+/* Make this database's identity the only one in the table. */
+extern void outbox_catalog_adopt(void);
+
 /* One past the largest id in all tables. */
 extern int64 outbox_catalog_next_id(void);
 

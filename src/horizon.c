@@ -209,6 +209,19 @@ outbox_horizon_seed(Oid outbox_relid, int64 next_id)
 				 errhint("A restart of the server forgets databases that were dropped.")));
 }
 
+void
+outbox_horizon_raise(Oid outbox_relid, int64 next_id)
+{
+	int			i;
+
+	outbox_horizon_seed(outbox_relid, next_id);
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	i = outbox_horizon_find(outbox_relid);
+	if (i >= 0 && shared->databases[i].next_id < next_id)
+		shared->databases[i].next_id = next_id;
+	LWLockRelease(shared->lock);
+}
+
 int64
 outbox_horizon_register(Oid outbox_relid, int64 n)
 {

@@ -28,6 +28,9 @@ extern bool outbox_horizon_is_seeded(Oid outbox_relid);
  */
 extern void outbox_horizon_seed(Oid outbox_relid, int64 next_id);
 
+/* Set the counter, or raise it if it is lower. */
+extern void outbox_horizon_raise(Oid outbox_relid, int64 next_id);
+
 /*
  * Take n consecutive ids for the current transaction, which is registered
  * until outbox_horizon_clear().  The counter must be seeded.  At most once a

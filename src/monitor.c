@@ -12,6 +12,7 @@
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "tcop/utility.h"
 #include "utils/builtins.h"
 
 #include "buffer.h"
@@ -31,6 +32,7 @@
 PG_FUNCTION_INFO_V1(outbox_sql_uncommitted);
 PG_FUNCTION_INFO_V1(outbox_sql_worker);
 PG_FUNCTION_INFO_V1(outbox_sql_horizon);
+PG_FUNCTION_INFO_V1(outbox_sql_adopt);
 PG_FUNCTION_INFO_V1(outbox_sql_wake);
 
 static void
@@ -124,6 +126,26 @@ outbox_sql_horizon(PG_FUNCTION_ARGS)
 	values[3] = TimestampTzGetDatum(status.since);
 	isnull[2] = isnull[3] = status.holder == 0;
 	return HeapTupleGetDatum(heap_form_tuple(tupdesc, values, isnull));
+}
+
+/*
+ * A copy's rows came with a restore, perhaps after the counter was set, so it
+ * is raised beyond them.  Errors: 42501 for anybody but a superuser.
+ */
+Datum
+outbox_sql_adopt(PG_FUNCTION_ARGS)
+{
+	outbox_shared_require();
+	PreventCommandIfReadOnly("amqp_outbox.adopt()");
+	if (!superuser())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be superuser to adopt a database's messages")));
+	outbox_catalog_adopt();
+	outbox_horizon_raise(outbox_catalog_relid("outbox"),
+						 outbox_catalog_next_id());
+	outbox_launcher_note_change();
+	PG_RETURN_VOID();
 }
 
 /* Takes effect at commit, like all that the workers shall hear of. */

@@ -129,14 +129,19 @@ outbox_pipeline_destroy(OutboxPipeline *pipeline)
 static OutboxReadResult
 outbox_pipeline_open(OutboxPipeline *pipeline)
 {
-	OutboxIdentity identity = outbox_store_identity();
-
 	pipeline->outbox = outbox_store_outbox();
+	switch (outbox_store_identity())
+	{
+		case OUTBOX_IDENTITY_COPY:
+			return OUTBOX_READ_COPY;
+		case OUTBOX_IDENTITY_NONE:
+			return OUTBOX_READ_NOTHING;
+		case OUTBOX_IDENTITY_OWN:
+			break;
+	}
+
+	/* not before: a restore may be filling the tables */
 	outbox_flush_seed_counter(pipeline->outbox);
-	if (identity == OUTBOX_IDENTITY_COPY)
-		return OUTBOX_READ_COPY;
-	if (identity == OUTBOX_IDENTITY_NONE)
-		return OUTBOX_READ_NOTHING;
 
 	pipeline->server_key = outbox_store_server_key(pipeline->server_name);
 	if (pipeline->server_key == 0)

@@ -366,19 +366,18 @@ sub start_load
 	return \%load;
 }
 
-# End it, or wait for its end if it is one that ends by itself; and wait until
-# its sessions are gone.  True if it ran without an error.
+# End it, or with "await" wait for its end if it is one that ends by itself; and
+# wait until its sessions are gone.  True if no session failed.
 sub stop_load
 {
 	my ($load, %params) = @_;
-	my $result;
 
 	if (!$params{await})
 	{
 		$load->{run}->pump_nb;
 		$load->{run}->signal('INT') if $load->{run}->pumpable;
 	}
-	$result = $load->{run}->finish;
+	eval { $load->{run}->finish };
 	note $load->{output};
 	$load->{run} = undef;
 	wait_for(
@@ -387,7 +386,7 @@ sub stop_load
 		"SELECT count(*) = 0 FROM pg_stat_activity
 			WHERE application_name = '$load->{name}'",
 		"end of the load's sessions");
-	return $result;
+	return $load->{output} !~ /aborted|error:/;
 }
 
 END

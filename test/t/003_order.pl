@@ -84,14 +84,15 @@ is(status($node, 'postgres', 'mes', 'delivered'),
 #
 
 $node->safe_psql('postgres', 'TRUNCATE sent');
-$load = start_load($node, <<'END', clients => 2, rate => 200);
+$load = start_load($node, <<'END', clients => 2, rate => 500);
 SELECT publish_sent('', 'q', :client_id);
 END
-foreach my $i (1 .. 5)
+do
 {
 	$node->safe_psql('postgres',
 		"BEGIN; " . publish_sent('q', 100, 3000) . " COMMIT");
-}
+} until $node->safe_psql('postgres',
+	'SELECT count(*) >= 200 FROM sent WHERE session < 100') eq 't';
 ok(stop_load($load), 'load ran');
 wait_settled($node, 'postgres');
 $received = $broker->received('q');
