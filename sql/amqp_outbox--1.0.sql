@@ -79,6 +79,7 @@ CREATE TABLE amqp_outbox.receipt (
 	delivered bigint NOT NULL,
 	returned bigint NOT NULL,
 	rejected bigint NOT NULL,
+	accepted bigint NOT NULL,
 	clean boolean NOT NULL,
 	PRIMARY KEY (server_key, through_id, receipt_no)
 ) WITH (autovacuum_vacuum_insert_threshold = -1);
@@ -100,15 +101,34 @@ CREATE INDEX deferred_due ON amqp_outbox.deferred (server_key, due_at, id);
 COMMENT ON TABLE amqp_outbox.deferred IS
 'messages with a clock of their own: waiting for their next attempt';
 
+CREATE TYPE amqp_outbox.dead_reason AS ENUM ('unroutable', 'nacked',
+	'no exchange', 'access refused', 'too large', 'malformed', 'expired');
+COMMENT ON TYPE amqp_outbox.dead_reason IS
+'why a message was given up';
+
+CREATE TABLE amqp_outbox.dead_letter (
+	LIKE amqp_outbox.outbox,
+	reason amqp_outbox.dead_reason NOT NULL,
+	attempts integer NOT NULL,
+	first_attempt_at timestamptz NOT NULL,
+	last_attempt_at timestamptz NOT NULL,
+	possible_duplicate boolean NOT NULL,
+	reply_code integer,
+	last_error text,
+	PRIMARY KEY (server_key, id)
+);
+COMMENT ON TABLE amqp_outbox.dead_letter IS
+'messages given up, with the reason; see amqp_outbox.requeue() and amqp_outbox.discard()';
+
 CREATE TABLE amqp_outbox.late (
 	server_key integer NOT NULL,
 	id bigint NOT NULL,
-	delivered_at timestamptz NOT NULL,
+	delivered_at timestamptz,
 	attempts integer NOT NULL,
 	PRIMARY KEY (server_key, id)
 ) WITH (autovacuum_vacuum_insert_threshold = -1);
 COMMENT ON TABLE amqp_outbox.late IS
-'when deferred messages were delivered in the end; append-only';
+'when deferred messages were delivered in the end (null: discarded instead); append-only';
 
 -- What is settled is not dumped again with its body: it must not be delivered
 -- twice.  Note that pg_dump --schema-only dumps these rows too.
@@ -116,6 +136,7 @@ SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.identity', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.server_key', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.receipt', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.deferred', '');
+SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.dead_letter', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.late', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.outbox',
 	'WHERE NOT EXISTS (SELECT FROM amqp_outbox.receipt r
@@ -248,22 +269,27 @@ WITH settled AS MATERIALIZED (
 	FROM amqp_outbox.server_key k
 )
 SELECT s.server, o.id, o.message_id,
-	CASE WHEN o.id <= s.through_id THEN 'delivered' ELSE 'pending' END AS status,
+	CASE WHEN o.id > s.through_id THEN 'pending'
+		WHEN l.id IS NOT NULL AND l.delivered_at IS NULL THEN 'discarded'
+		ELSE 'delivered' END AS status,
 	o.exchange, o.routing_key, o.body, o.headers, o.content_type,
 	o.content_encoding, o.persistent, o.priority, o.correlation_id, o.reply_to,
 	o.expiration_ms * interval '1 millisecond' AS expiration,
 	o.message_timestamp, o.type, o.user_id, o.app_id, o.mandatory,
 	o.enqueued_at, NULL::timestamptz AS due_at,
-	CASE WHEN o.id <= s.through_id THEN
-		coalesce(l.delivered_at, (SELECT r.settled_at FROM amqp_outbox.receipt r
+	CASE WHEN l.id IS NOT NULL THEN l.delivered_at
+		WHEN o.id <= s.through_id THEN (SELECT r.settled_at
+			FROM amqp_outbox.receipt r
 			WHERE r.server_key = o.server_key AND r.through_id >= o.id
-			ORDER BY r.through_id, r.receipt_no LIMIT 1)) END AS delivered_at,
+			ORDER BY r.through_id, r.receipt_no LIMIT 1) END AS delivered_at,
 	CASE WHEN o.id <= s.through_id THEN coalesce(l.attempts, 1) ELSE 0 END AS attempts,
 	NULL::text AS last_error
 FROM amqp_outbox.outbox o
 	JOIN settled s ON s.server_key = o.server_key
 	LEFT JOIN amqp_outbox.late l ON l.server_key = o.server_key AND l.id = o.id
 WHERE NOT EXISTS (SELECT FROM amqp_outbox.deferred d
+	WHERE d.server_key = o.server_key AND d.id = o.id)
+	AND NOT EXISTS (SELECT FROM amqp_outbox.dead_letter d
 	WHERE d.server_key = o.server_key AND d.id = o.id)
 UNION ALL
 SELECT s.server, d.id, d.message_id, 'retrying',
@@ -273,6 +299,15 @@ SELECT s.server, d.id, d.message_id, 'retrying',
 	d.message_timestamp, d.type, d.user_id, d.app_id, d.mandatory,
 	d.enqueued_at, d.due_at, NULL, d.attempts, d.last_error
 FROM amqp_outbox.deferred d
+	JOIN settled s ON s.server_key = d.server_key
+UNION ALL
+SELECT s.server, d.id, d.message_id, 'dead',
+	d.exchange, d.routing_key, d.body, d.headers, d.content_type,
+	d.content_encoding, d.persistent, d.priority, d.correlation_id, d.reply_to,
+	d.expiration_ms * interval '1 millisecond',
+	d.message_timestamp, d.type, d.user_id, d.app_id, d.mandatory,
+	d.enqueued_at, NULL, NULL, d.attempts, d.last_error
+FROM amqp_outbox.dead_letter d
 	JOIN settled s ON s.server_key = d.server_key
 UNION ALL
 SELECT u.server, NULL, u.message_id, 'uncommitted',
@@ -285,7 +320,7 @@ FROM amqp_outbox.uncommitted() u;
 COMMENT ON VIEW amqp_outbox.message IS
 'every message that is still stored, with what became of it';
 COMMENT ON COLUMN amqp_outbox.message.status IS
-'uncommitted: of the own transaction; pending; retrying: came back, will be tried again at due_at; delivered: confirmed by the broker';
+'uncommitted: of the own transaction; pending; retrying: came back, will be tried again at due_at; delivered: confirmed by the broker; dead: given up, a dead letter; discarded';
 
 CREATE VIEW amqp_outbox.server_status AS
 SELECT s.srvname AS server,
@@ -296,7 +331,10 @@ SELECT s.srvname AS server,
 	coalesce(r.delivered, 0) AS delivered,
 	coalesce(r.returned, 0) AS returned,
 	coalesce(r.rejected, 0) AS rejected,
-	w.last_error, w.last_error_at
+	w.last_error, w.last_error_at,
+	coalesce(r.accepted, 0) AS accepted,
+	(SELECT count(*) FROM amqp_outbox.dead_letter d
+		WHERE d.server_key = k.server_key) AS dead_letters
 FROM pg_catalog.pg_foreign_server s
 	JOIN pg_catalog.pg_foreign_data_wrapper f ON f.oid = s.srvfdw
 	LEFT JOIN amqp_outbox.worker() w ON w.server_oid = s.oid
@@ -325,6 +363,11 @@ COMMENT ON COLUMN amqp_outbox.server_status.returned IS
 COMMENT ON COLUMN amqp_outbox.server_status.rejected IS
 'attempts that the broker refused so far';
 
+COMMENT ON COLUMN amqp_outbox.server_status.accepted IS
+'returned messages that count as delivered by the server''s option unroutable so far';
+COMMENT ON COLUMN amqp_outbox.server_status.dead_letters IS
+'messages given up that are neither requeued nor discarded';
+
 --
 -- Operators' functions
 --
@@ -333,6 +376,79 @@ RETURNS void LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'outbox_sql_wake';
 COMMENT ON FUNCTION amqp_outbox.wake() IS
 'make this database''s workers look at everything anew, without waiting for a backoff to end';
+
+--
+-- requeue() and discard() take dead letters by any of: server, id, message_id,
+-- reason, exchange; null means any.  They return the messages they took.
+--
+CREATE FUNCTION amqp_outbox.requeue(server name DEFAULT NULL,
+	id bigint DEFAULT NULL, message_id text DEFAULT NULL,
+	reason amqp_outbox.dead_reason DEFAULT NULL, exchange text DEFAULT NULL)
+RETURNS TABLE (requeued_server name, requeued_id bigint,
+	requeued_message_id text)
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT amqp_outbox.wake();
+	WITH gone AS (
+		DELETE FROM amqp_outbox.dead_letter d
+		USING amqp_outbox.server_key k
+		WHERE k.server_key = d.server_key
+		AND (requeue.server IS NULL OR k.server = requeue.server)
+		AND (requeue.id IS NULL OR d.id = requeue.id)
+		AND (requeue.message_id IS NULL OR d.message_id = requeue.message_id)
+		AND (requeue.reason IS NULL OR d.reason = requeue.reason)
+		AND (requeue.exchange IS NULL OR d.exchange = requeue.exchange)
+		RETURNING k.server, d.*
+	), back AS (
+		INSERT INTO amqp_outbox.deferred (server_key, id, message_id,
+			enqueued_at, exchange, routing_key, body, headers, content_type,
+			content_encoding, persistent, priority, correlation_id, reply_to,
+			expiration_ms, message_timestamp, type, user_id, app_id, mandatory,
+			due_at, attempts, first_attempt_at, last_attempt_at,
+			possible_duplicate, reply_code, last_error)
+		SELECT g.server_key, g.id, g.message_id,
+			g.enqueued_at, g.exchange, g.routing_key, g.body, g.headers,
+			g.content_type, g.content_encoding, g.persistent, g.priority,
+			g.correlation_id, g.reply_to, g.expiration_ms,
+			g.message_timestamp, g.type, g.user_id, g.app_id, g.mandatory,
+			now(), 0, now(), g.last_attempt_at,
+			g.possible_duplicate, g.reply_code, g.last_error
+		FROM gone g
+	)
+	SELECT g.server, g.id, g.message_id FROM gone g;
+$$;
+COMMENT ON FUNCTION amqp_outbox.requeue(name, bigint, text,
+	amqp_outbox.dead_reason, text) IS
+'send dead letters again, with their message ids and with attempts counted anew';
+
+CREATE FUNCTION amqp_outbox.discard(server name DEFAULT NULL,
+	id bigint DEFAULT NULL, message_id text DEFAULT NULL,
+	reason amqp_outbox.dead_reason DEFAULT NULL, exchange text DEFAULT NULL)
+RETURNS TABLE (discarded_server name, discarded_id bigint,
+	discarded_message_id text)
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	WITH gone AS (
+		DELETE FROM amqp_outbox.dead_letter d
+		USING amqp_outbox.server_key k
+		WHERE k.server_key = d.server_key
+		AND (discard.server IS NULL OR k.server = discard.server)
+		AND (discard.id IS NULL OR d.id = discard.id)
+		AND (discard.message_id IS NULL OR d.message_id = discard.message_id)
+		AND (discard.reason IS NULL OR d.reason = discard.reason)
+		AND (discard.exchange IS NULL OR d.exchange = discard.exchange)
+		RETURNING k.server, d.server_key, d.id, d.message_id, d.attempts
+	), noted AS (
+		INSERT INTO amqp_outbox.late (server_key, id, attempts)
+		SELECT g.server_key, g.id, g.attempts FROM gone g
+	)
+	SELECT g.server, g.id, g.message_id FROM gone g;
+$$;
+COMMENT ON FUNCTION amqp_outbox.discard(name, bigint, text,
+	amqp_outbox.dead_reason, text) IS
+'delete dead letters for good';
 
 CREATE FUNCTION amqp_outbox.adopt()
 RETURNS void LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE
@@ -349,12 +465,17 @@ COMMENT ON FUNCTION amqp_outbox.adopt() IS
 -- worker(), horizon()      -           EXECUTE     EXECUTE
 -- message, all tables      -           -           all
 -- uncommitted()            -           -           EXECUTE
+-- requeue(), discard()     -           -           EXECUTE
 -- wake(), adopt()          -           -           EXECUTE
 --
 REVOKE ALL ON FUNCTION amqp_outbox.validator(text[], oid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.uncommitted() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.worker() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.horizon() FROM PUBLIC;
+REVOKE ALL ON FUNCTION amqp_outbox.requeue(name, bigint, text,
+	amqp_outbox.dead_reason, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION amqp_outbox.discard(name, bigint, text,
+	amqp_outbox.dead_reason, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.wake() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.adopt() FROM PUBLIC;
 GRANT USAGE ON SCHEMA amqp_outbox TO pg_monitor;

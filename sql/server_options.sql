@@ -11,6 +11,7 @@ CREATE SERVER by_options FOREIGN DATA WRAPPER amqp_outbox
 	OPTIONS (host 'rabbit1, rabbit2:5673, [::1]:5674, 10.1.2.3', port '5675',
 		vhost '/mes', heartbeat '1min', connect_timeout '5', confirm_timeout '30s',
 		frame_max '8192', window '1', persistent 'off', mandatory 'no', tls 'on',
+		max_attempts '5', max_age '1d', unroutable 'dead_letter',
 		cacertfile '/etc/ssl/plant.pem');
 CREATE SERVER by_both FOREIGN DATA WRAPPER amqp_outbox
 	OPTIONS (uri 'amqps://rabbit1:5671/mes', host 'rabbit1:5671', vhost 'mes',
@@ -46,6 +47,9 @@ CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (connect_timeout '0
 CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (confirm_timeout '5 moons');
 CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (persistent 'maybe');
 CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (mandatory '2');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (max_attempts '0');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (max_age 'for ever');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (unroutable 'drop');
 CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (vhost '');
 CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (host '');
 CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (host 'a,,b');

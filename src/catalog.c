@@ -375,6 +375,7 @@ outbox_catalog_next_id(void)
 		{"outbox", "outbox_pkey"},
 		{"receipt", "receipt_pkey"},
 		{"deferred", "deferred_pkey"},
+		{"dead_letter", "dead_letter_pkey"},
 		{"late", "late_pkey"}
 	};
 	List	   *server_keys = NIL;

@@ -36,6 +36,7 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
 #include "catalog.h"
@@ -344,6 +345,8 @@ outbox_statement_concerns_servers(Node *parsetree)
 		case T_DropOwnedStmt:
 		case T_ReassignOwnedStmt:
 			return true;
+		case T_TransactionStmt:
+			return ((TransactionStmt *) parsetree)->kind == TRANS_STMT_COMMIT_PREPARED;
 		case T_RenameStmt:
 			return ((RenameStmt *) parsetree)->renameType == OBJECT_FOREIGN_SERVER;
 		case T_AlterOwnerStmt:
@@ -393,15 +396,21 @@ outbox_process_utility(PlannedStmt *pstmt, const char *queryString,
 		outbox_launcher_after_rename((RenameStmt *) pstmt->utilityStmt);
 }
 
+/*
+ * Tell of changes at the very end of the transaction: its COMMIT callbacks run
+ * before the invalidation messages are sent, and a worker that is woken before
+ * them would load the options that it has.
+ */
 static void
-outbox_launcher_xact_callback(XactEvent event, void *arg)
+outbox_launcher_transaction_ended(ResourceReleasePhase phase, bool isCommit,
+								  bool isTopLevel, void *arg)
 {
-	if (!servers_changed)
+	if (!servers_changed || !isTopLevel ||
+		phase != RESOURCE_RELEASE_AFTER_LOCKS)
 		return;
-	if (event == XACT_EVENT_COMMIT)
+	servers_changed = false;
+	if (isCommit)
 		outbox_registry_database_changed(MyDatabaseId);
-	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
-		servers_changed = false;
 }
 
 void
@@ -409,5 +418,5 @@ outbox_launcher_install_hooks(void)
 {
 	prev_ProcessUtility = ProcessUtility_hook;
 	ProcessUtility_hook = outbox_process_utility;
-	RegisterXactCallback(outbox_launcher_xact_callback, NULL);
+	RegisterResourceReleaseCallback(outbox_launcher_transaction_ended, NULL);
 }

@@ -148,19 +148,19 @@ outbox_ledger_sent(OutboxLedger *ledger, uint64 tag, TimestampTz now)
 
 static void
 outbox_entry_explain(OutboxEntry *entry, OutboxOutcome outcome,
-					 int reply_code, const char *reason)
+					 OutboxReason reason, int reply_code, const char *words)
 {
 	entry->outcome = outcome;
+	entry->reason = reason;
 	entry->reply_code = reply_code;
-	entry->reason = MemoryContextStrdup(entry->batch, reason);
+	entry->words = MemoryContextStrdup(entry->batch, words);
 }
 
 void
-outbox_ledger_refused(OutboxLedger *ledger, int reply_code,
-					  const char *reason)
+outbox_ledger_refused(OutboxLedger *ledger, const char *words)
 {
 	outbox_entry_explain(outbox_ledger_at(ledger, ledger->sent),
-						 OUTBOX_REJECTED, reply_code, reason);
+						 OUTBOX_REJECTED, OUTBOX_TOO_LARGE, 0, words);
 	ledger->sent++;
 }
 
@@ -188,7 +188,7 @@ outbox_ledger_answer(OutboxLedger *ledger, uint64 tag, bool ack)
 	}
 	/* one of several queues may have taken it */
 	entry->doubtful = true;
-	outbox_entry_explain(entry, OUTBOX_REJECTED, 0,
+	outbox_entry_explain(entry, OUTBOX_REJECTED, OUTBOX_NACKED, 0,
 						 "the broker did not take the message (basic.nack)");
 }
 
@@ -216,7 +216,7 @@ outbox_ledger_confirm(OutboxLedger *ledger, uint64 tag, bool multiple,
 bool
 outbox_ledger_return(OutboxLedger *ledger, const char *message_id,
 					 const char *exchange, const char *routing_key,
-					 int reply_code, const char *reason)
+					 int reply_code, const char *words)
 {
 	/*
 	 * A return carries no delivery tag.  Returns come in the order of
@@ -232,7 +232,8 @@ outbox_ledger_return(OutboxLedger *ledger, const char *message_id,
 			strcmp(entry->message->routing_key, routing_key) != 0 ||
 			strcmp(entry->message->exchange, exchange) != 0)
 			continue;
-		outbox_entry_explain(entry, OUTBOX_RETURNED, reply_code, reason);
+		outbox_entry_explain(entry, OUTBOX_RETURNED, OUTBOX_UNROUTABLE,
+							 reply_code, words);
 		return true;
 	}
 	return false;
@@ -255,12 +256,14 @@ outbox_ledger_sole(OutboxLedger *ledger)
 
 void
 outbox_ledger_reject(OutboxLedger *ledger, OutboxEntry *entry, int reply_code,
-					 const char *reason)
+					 const char *words)
 {
 	Assert(entry->tag != 0);
 	entry->tag = 0;
 	ledger->in_flight--;
-	outbox_entry_explain(entry, OUTBOX_REJECTED, reply_code, reason);
+	outbox_entry_explain(entry, OUTBOX_REJECTED,
+						 outbox_reason_of_reply_code(reply_code), reply_code,
+						 words);
 }
 
 int

@@ -22,8 +22,9 @@ typedef struct OutboxEntry
 	TimestampTz sent_at;
 	bool		doubtful;		/* may have reached a queue, and has no ack */
 	OutboxOutcome outcome;
-	int			reply_code;		/* if returned or rejected */
-	char	   *reason;			/* the same; in the batch's context */
+	OutboxReason reason;		/* if returned or rejected */
+	int			reply_code;		/* the same; 0: none */
+	char	   *words;			/* the broker's; in the batch's context */
 } OutboxEntry;
 
 /* An empty ledger with room for this many messages (a power of two). */
@@ -43,13 +44,12 @@ extern void outbox_ledger_add(OutboxLedger *ledger, OutboxMessage **messages,
 extern OutboxEntry *outbox_ledger_next(OutboxLedger *ledger);
 
 /*
- * That one was sent with this tag, or (tag 0) cannot be sent at all.  Tags
+ * That one was sent with this tag, or is too large to be sent at all.  Tags
  * ascend by one from 1, anew after outbox_ledger_forget_tags().
  */
 extern void outbox_ledger_sent(OutboxLedger *ledger, uint64 tag,
 							   TimestampTz now);
-extern void outbox_ledger_refused(OutboxLedger *ledger, int reply_code,
-								  const char *reason);
+extern void outbox_ledger_refused(OutboxLedger *ledger, const char *words);
 
 /*
  * The broker's answers.  Both are false if they are about a message that was
@@ -60,12 +60,12 @@ extern bool outbox_ledger_confirm(OutboxLedger *ledger, uint64 tag,
 extern bool outbox_ledger_return(OutboxLedger *ledger, const char *message_id,
 								 const char *exchange,
 								 const char *routing_key, int reply_code,
-								 const char *reason);
+								 const char *words);
 
 /* The only message in flight, NULL if there are none or several. */
 extern OutboxEntry *outbox_ledger_sole(OutboxLedger *ledger);
 extern void outbox_ledger_reject(OutboxLedger *ledger, OutboxEntry *entry,
-								 int reply_code, const char *reason);
+								 int reply_code, const char *words);
 
 /*
  * The channel is gone: all that was sent and has no outcome will be sent

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * message.c
- *	  Text that comes from outside, made safe to show and to store.
+ *	  Outcomes of a message, and text that comes from outside made safe.
  *
  *-------------------------------------------------------------------------
  */
@@ -10,6 +10,55 @@
 #include "mb/pg_wchar.h"
 
 #include "message.h"
+
+const char *
+outbox_reason_name(OutboxReason reason)
+{
+	switch (reason)
+	{
+		case OUTBOX_UNROUTABLE:
+			return "unroutable";
+		case OUTBOX_NACKED:
+			return "nacked";
+		case OUTBOX_NO_EXCHANGE:
+			return "no exchange";
+		case OUTBOX_ACCESS_REFUSED:
+			return "access refused";
+		case OUTBOX_TOO_LARGE:
+			return "too large";
+		case OUTBOX_MALFORMED:
+			return "malformed";
+	}
+	return "malformed";
+}
+
+/* AMQP 0-9-1, section 1.2 */
+OutboxReason
+outbox_reason_of_reply_code(int reply_code)
+{
+	switch (reply_code)
+	{
+		case 311:				/* content-too-large */
+			return OUTBOX_TOO_LARGE;
+		case 312:				/* no-route */
+		case 313:				/* no-consumers */
+			return OUTBOX_UNROUTABLE;
+		case 403:				/* access-refused */
+			return OUTBOX_ACCESS_REFUSED;
+		case 404:				/* not-found */
+			return OUTBOX_NO_EXCHANGE;
+		case 406:				/* precondition-failed */
+			return OUTBOX_MALFORMED;
+		default:				/* 405 resource-locked, 506 resource-error ... */
+			return OUTBOX_NACKED;
+	}
+}
+
+bool
+outbox_reason_is_final(OutboxReason reason)
+{
+	return reason == OUTBOX_TOO_LARGE || reason == OUTBOX_MALFORMED;
+}
 
 /* Is the legal UTF-8 character at s a control character, C0, DEL or C1? */
 static bool

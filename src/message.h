@@ -38,6 +38,7 @@ typedef struct OutboxMessage
 	bool		deferred;		/* read from amqp_outbox.deferred */
 	int			attempts;		/* attempts already settled, 0 for a new one */
 	bool		possible_duplicate; /* one of them has no known outcome */
+	TimestampTz first_attempt_at;	/* 0: there was none */
 
 	const char *message_id;
 	const char *exchange;		/* "" is AMQP's default exchange */
@@ -71,6 +72,28 @@ typedef enum OutboxOutcome
 	OUTBOX_RETURNED,			/* the broker could not route it */
 	OUTBOX_REJECTED				/* nack, or it closed the channel */
 } OutboxOutcome;
+
+/*
+ * Why an attempt failed; the names are those of amqp_outbox.dead_reason, in
+ * message.c.
+ */
+typedef enum OutboxReason
+{
+	OUTBOX_UNROUTABLE,			/* returned */
+	OUTBOX_NACKED,
+	OUTBOX_NO_EXCHANGE,
+	OUTBOX_ACCESS_REFUSED,
+	OUTBOX_TOO_LARGE,			/* for a frame, or for the broker */
+	OUTBOX_MALFORMED			/* the broker found fault with it */
+} OutboxReason;
+
+extern const char *outbox_reason_name(OutboxReason reason);
+
+/* What a reply code that closed the channel means for its message. */
+extern OutboxReason outbox_reason_of_reply_code(int reply_code);
+
+/* Whether no later attempt can go better. */
+extern bool outbox_reason_is_final(OutboxReason reason);
 
 typedef struct OutboxFailure
 {

@@ -13,6 +13,7 @@
 #include "postgres.h"
 
 #include <ctype.h>
+#include <limits.h>
 
 #include "access/htup_details.h"
 #include "access/reloptions.h"
@@ -49,7 +50,8 @@ typedef enum OutboxOptionKind
 	OUTBOX_OPTION_TEXT,
 	OUTBOX_OPTION_BOOL,
 	OUTBOX_OPTION_INT,
-	OUTBOX_OPTION_SECONDS
+	OUTBOX_OPTION_SECONDS,
+	OUTBOX_OPTION_UNROUTABLE
 } OutboxOptionKind;
 
 typedef struct OutboxOption
@@ -81,10 +83,16 @@ static const OutboxOption outbox_options[] = {
 	{"host", ForeignServerRelationId, OUTBOX_OPTION_TEXT, 0, 0, false, 0},
 	{"mandatory", ForeignServerRelationId, OUTBOX_OPTION_BOOL, 0, 0, false,
 		SERVER_OPTION(mandatory)},
+	{"max_age", ForeignServerRelationId, OUTBOX_OPTION_SECONDS, 0, INT_MAX,
+		false, SERVER_OPTION(max_age)},
+	{"max_attempts", ForeignServerRelationId, OUTBOX_OPTION_INT, 1, INT_MAX,
+		false, SERVER_OPTION(max_attempts)},
 	{"persistent", ForeignServerRelationId, OUTBOX_OPTION_BOOL, 0, 0, false,
 		SERVER_OPTION(persistent)},
 	{"port", ForeignServerRelationId, OUTBOX_OPTION_INT, 1, 65535, false, 0},
 	{"tls", ForeignServerRelationId, OUTBOX_OPTION_BOOL, 0, 0, false, 0},
+	{"unroutable", ForeignServerRelationId, OUTBOX_OPTION_UNROUTABLE, 0, 0,
+		false, SERVER_OPTION(unroutable)},
 	{"uri", ForeignServerRelationId, OUTBOX_OPTION_TEXT, 0, 0, false, 0},
 	{"vhost", ForeignServerRelationId, OUTBOX_OPTION_TEXT, 0, 0, false, 0},
 	{"window", ForeignServerRelationId, OUTBOX_OPTION_INT, 1, 65535, false,
@@ -195,6 +203,22 @@ outbox_option_text(const OutboxOption *option, char *value)
 	return value;
 }
 
+static OutboxUnroutable
+outbox_option_unroutable(const OutboxOption *option, const char *value)
+{
+	if (pg_strcasecmp(value, "retry") == 0)
+		return OUTBOX_UNROUTABLE_RETRY;
+	if (pg_strcasecmp(value, "dead_letter") == 0)
+		return OUTBOX_UNROUTABLE_DEAD_LETTER;
+	if (pg_strcasecmp(value, "accept") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 errmsg("invalid value for option \"%s\": \"%s\"",
+						option->name, value),
+				 errhint("Give \"retry\", \"dead_letter\" or \"accept\".")));
+	return OUTBOX_UNROUTABLE_ACCEPT;
+}
+
 /* Check one value and, with an offset in the table, put it into the server. */
 static void
 outbox_option_apply(OutboxServer *server, const OutboxOption *option,
@@ -217,6 +241,10 @@ outbox_option_apply(OutboxServer *server, const OutboxOption *option,
 					*(bool *) field = on;
 				break;
 			}
+		case OUTBOX_OPTION_UNROUTABLE:
+			*(OutboxUnroutable *) field = outbox_option_unroutable(option,
+																   value);
+			break;
 		case OUTBOX_OPTION_INT:
 		case OUTBOX_OPTION_SECONDS:
 			{
@@ -486,6 +514,8 @@ outbox_option_set_defaults(OutboxServer *server)
 	server->confirm_timeout = 30;
 	server->frame_max = OUTBOX_DEFAULT_FRAME_MAX;
 	server->window = 1024;
+	server->max_attempts = 20;
+	server->unroutable = OUTBOX_UNROUTABLE_RETRY;
 	server->persistent = true;
 	server->mandatory = true;
 }

@@ -12,6 +12,14 @@
 
 #define OUTBOX_DEFAULT_FRAME_MAX	131072
 
+/* What is done with a message that the broker cannot route. */
+typedef enum OutboxUnroutable
+{
+	OUTBOX_UNROUTABLE_RETRY,	/* later, and in the end a dead letter */
+	OUTBOX_UNROUTABLE_DEAD_LETTER,	/* at once */
+	OUTBOX_UNROUTABLE_ACCEPT	/* it counts as delivered */
+} OutboxUnroutable;
+
 typedef struct OutboxHost
 {
 	char	   *name;			/* host name or address, without brackets */
@@ -40,6 +48,9 @@ typedef struct OutboxServer
 	int			confirm_timeout;	/* seconds */
 	int			frame_max;		/* bytes, >= 8192 */
 	int			window;			/* messages in flight */
+	int			max_attempts;	/* then a message is a dead letter */
+	int			max_age;		/* seconds since the first; 0: no limit */
+	OutboxUnroutable unroutable;
 	bool		persistent;		/* default for messages that do not say */
 	bool		mandatory;		/* the same */
 } OutboxServer;

@@ -21,6 +21,8 @@
  */
 #include "postgres.h"
 
+#include <limits.h>
+
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "common/pg_prng.h"
@@ -378,7 +380,7 @@ outbox_pipeline_publish(OutboxPipeline *pipeline, const OutboxServer *server,
 		if (tag != 0)
 			outbox_ledger_sent(pipeline->ledger, tag, now);
 		else
-			outbox_ledger_refused(pipeline->ledger, 0, failure.message);
+			outbox_ledger_refused(pipeline->ledger, failure.message);
 		if (pipeline->suspects > 0 && --pipeline->suspects == 0)
 			window = server->window;
 	}
@@ -459,46 +461,87 @@ outbox_pipeline_backoff(int attempts, TimestampTz now)
 	return now + (TimestampTz) (ms * 1000);
 }
 
-/* Write down what became of one message. */
+/* When a failed message is tried again; 0: not any more. */
+static TimestampTz
+outbox_pipeline_next_attempt(const OutboxServer *server,
+							 const OutboxEntry *entry, TimestampTz now)
+{
+	const OutboxMessage *msg = entry->message;
+
+	if (outbox_reason_is_final(entry->reason) ||
+		msg->attempts + 1 >= server->max_attempts ||
+		(entry->outcome == OUTBOX_RETURNED &&
+		 server->unroutable == OUTBOX_UNROUTABLE_DEAD_LETTER) ||
+		(server->max_age > 0 && msg->first_attempt_at != 0 &&
+		 TimestampDifferenceExceeds(msg->first_attempt_at, now,
+									Min(server->max_age, INT_MAX / 1000) * 1000)))
+		return 0;
+	return outbox_pipeline_backoff(msg->attempts, now);
+}
+
+/* Write down that one attempt failed. */
 static void
-outbox_pipeline_settle_one(OutboxPipeline *pipeline, OutboxReceipt *receipt,
-						   const OutboxEntry *entry)
+outbox_pipeline_settle_failure(OutboxPipeline *pipeline,
+							   const OutboxServer *server,
+							   const OutboxEntry *entry, TimestampTz now)
 {
 	const OutboxMessage *msg = entry->message;
 	OutboxDeferral deferral = {
 		.id = msg->id,
-		.attempted_at = receipt->settled_at,
+		.due_at = outbox_pipeline_next_attempt(server, entry, now),
+		.attempted_at = now,
+		.reason = entry->reason,
 		.possible_duplicate = msg->possible_duplicate || entry->doubtful,
 		.reply_code = entry->reply_code,
-		.reason = entry->reason
+		.words = entry->words
 	};
 
-	if (!msg->deferred)
-		receipt->through_id = msg->id;
-	if (entry->outcome == OUTBOX_DELIVERED)
-	{
-		receipt->delivered++;
-		if (msg->deferred)
-			outbox_store_deliver_deferred(pipeline->server_key, msg->id,
-										  receipt->settled_at);
-		return;
-	}
-
-	if (entry->outcome == OUTBOX_RETURNED)
-		receipt->returned++;
-	else
-		receipt->rejected++;
-	deferral.due_at = outbox_pipeline_backoff(msg->attempts,
-											  receipt->settled_at);
 	if (msg->deferred)
 		outbox_store_defer_again(pipeline->server_key, &deferral);
 	else
 		outbox_store_defer(pipeline->server_key, &deferral);
+	if (deferral.due_at == 0)
+		ereport(LOG,
+				(errmsg("message \"%s\" to server \"%s\" is a dead letter: %s",
+						msg->message_id, server->name,
+						outbox_reason_name(entry->reason)),
+				 errdetail_internal("%s", entry->words)));
+}
+
+/* Write down what became of one message. */
+static void
+outbox_pipeline_settle_one(OutboxPipeline *pipeline,
+						   const OutboxServer *server, OutboxReceipt *receipt,
+						   const OutboxEntry *entry)
+{
+	const OutboxMessage *msg = entry->message;
+	bool		delivered = entry->outcome == OUTBOX_DELIVERED;
+
+	if (!msg->deferred)
+		receipt->through_id = msg->id;
+	if (entry->outcome == OUTBOX_RETURNED)
+	{
+		receipt->returned++;
+		delivered = server->unroutable == OUTBOX_UNROUTABLE_ACCEPT;
+		receipt->accepted += delivered;
+	}
+	else if (delivered)
+		receipt->delivered++;
+	else
+		receipt->rejected++;
+
+	if (!delivered)
+		outbox_pipeline_settle_failure(pipeline, server, entry,
+									   receipt->settled_at);
+	else if (msg->deferred)
+		outbox_store_deliver_deferred(pipeline->server_key, msg->id,
+									  receipt->settled_at);
 }
 
 /* The transaction of a receipt over the n oldest messages. */
 static void
-outbox_pipeline_write_receipt(OutboxPipeline *pipeline, int n, bool clean)
+outbox_pipeline_write_receipt(OutboxPipeline *pipeline,
+							  const OutboxServer *server, int n, bool clean)
 {
 	OutboxReceipt receipt = pipeline->receipt;
 	int			deferred = 0;
@@ -513,7 +556,7 @@ outbox_pipeline_write_receipt(OutboxPipeline *pipeline, int n, bool clean)
 	{
 		OutboxEntry *entry = outbox_ledger_get(pipeline->ledger, i);
 
-		outbox_pipeline_settle_one(pipeline, &receipt, entry);
+		outbox_pipeline_settle_one(pipeline, server, &receipt, entry);
 		deferred += entry->message->deferred;
 	}
 	outbox_store_write_receipt(pipeline->server_key, &receipt);
@@ -527,7 +570,8 @@ outbox_pipeline_write_receipt(OutboxPipeline *pipeline, int n, bool clean)
 }
 
 void
-outbox_pipeline_settle(OutboxPipeline *pipeline, bool now)
+outbox_pipeline_settle(OutboxPipeline *pipeline, const OutboxServer *server,
+					   bool now)
 {
 	int			n = outbox_ledger_settled(pipeline->ledger);
 
@@ -537,7 +581,7 @@ outbox_pipeline_settle(OutboxPipeline *pipeline, bool now)
 		pipeline->receipt_due > GetCurrentTimestamp())
 		return;
 
-	outbox_pipeline_write_receipt(pipeline, n, false);
+	outbox_pipeline_write_receipt(pipeline, server, n, false);
 	pipeline->receipt_due = 0;
 }
 
@@ -555,13 +599,20 @@ outbox_pipeline_in_doubt(const OutboxPipeline *pipeline)
 }
 
 void
-outbox_pipeline_finish(OutboxPipeline *pipeline)
+outbox_pipeline_finish(OutboxPipeline *pipeline, const OutboxServer *server)
 {
-	outbox_pipeline_settle(pipeline, true);
+	outbox_pipeline_settle(pipeline, server, true);
 	if (!pipeline->may_have_sent || outbox_pipeline_in_doubt(pipeline))
 		return;
-	outbox_pipeline_write_receipt(pipeline, 0, true);
+	outbox_pipeline_write_receipt(pipeline, server, 0, true);
 	XLogFlush(XactLastCommitEnd);
+}
+
+void
+outbox_pipeline_look_for_due(OutboxPipeline *pipeline)
+{
+	if (pipeline->server_key != 0)
+		pipeline->next_due = GetCurrentTimestamp();
 }
 
 int

@@ -57,13 +57,18 @@ extern void outbox_pipeline_disconnected(OutboxPipeline *pipeline);
  * Write a receipt for what has an outcome, if one is due or if it must be now.
  * Runs a transaction if need be.
  */
-extern void outbox_pipeline_settle(OutboxPipeline *pipeline, bool now);
+extern void outbox_pipeline_settle(OutboxPipeline *pipeline,
+								   const OutboxServer *server, bool now);
 
 /*
  * The worker is about to end: write down whether everything that was sent has
  * an outcome, so that the next one knows what may be sent twice.
  */
-extern void outbox_pipeline_finish(OutboxPipeline *pipeline);
+extern void outbox_pipeline_finish(OutboxPipeline *pipeline,
+								   const OutboxServer *server);
+
+/* Somebody else may have put messages into amqp_outbox.deferred. */
+extern void outbox_pipeline_look_for_due(OutboxPipeline *pipeline);
 
 extern int	outbox_pipeline_in_flight(const OutboxPipeline *pipeline);
 

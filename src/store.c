@@ -36,7 +36,7 @@
 #include "catalog.h"
 #include "store.h"
 
-#define OUTBOX_MAX_PARAMS	8
+#define OUTBOX_MAX_PARAMS	9
 
 /* The columns of enum OutboxColumn. */
 #define OUTBOX_COLUMNS \
@@ -56,6 +56,8 @@ typedef enum OutboxStatementId
 	STATEMENT_WRITE_RECEIPT,
 	STATEMENT_DEFER,
 	STATEMENT_DEFER_AGAIN,
+	STATEMENT_BURY,
+	STATEMENT_BURY_DEFERRED,
 	STATEMENT_DELIVER_DEFERRED,
 	NSTATEMENTS
 } OutboxStatementId;
@@ -79,19 +81,21 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 	},
 	[STATEMENT_NEWEST_RECEIPT] = {
 		"SELECT through_id, receipt_no, settled_at, delivered, returned,"
-		" rejected, clean FROM amqp_outbox.receipt WHERE server_key = $1"
+		" rejected, accepted, clean FROM amqp_outbox.receipt WHERE server_key = $1"
 		" ORDER BY server_key DESC, through_id DESC, receipt_no DESC LIMIT 1",
 		1, {INT4OID}
 	},
 	[STATEMENT_READ] = {
-		"SELECT " OUTBOX_COLUMNS ", 0, id <= $4 FROM amqp_outbox.outbox"
+		"SELECT " OUTBOX_COLUMNS ", 0, id <= $4, NULL::timestamptz"
+		" FROM amqp_outbox.outbox"
 		" WHERE server_key = $1 AND id > $2 AND id < $3"
 		" ORDER BY server_key, id",
 		4, {INT4OID, INT8OID, INT8OID, INT8OID}
 	},
 	[STATEMENT_READ_DUE] = {
 		"SELECT " OUTBOX_COLUMNS ", attempts,"
-		" possible_duplicate OR due_at <= $3 FROM amqp_outbox.deferred"
+		" possible_duplicate OR due_at <= $3, first_attempt_at"
+		" FROM amqp_outbox.deferred"
 		" WHERE server_key = $1 AND due_at <= $2"
 		" ORDER BY server_key, due_at, id",
 		3, {INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID}
@@ -103,10 +107,10 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 	},
 	[STATEMENT_WRITE_RECEIPT] = {
 		"INSERT INTO amqp_outbox.receipt (server_key, through_id, receipt_no,"
-		" settled_at, delivered, returned, rejected, clean)"
-		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-		8, {INT4OID, INT8OID, INT8OID, TIMESTAMPTZOID, INT8OID, INT8OID,
-			INT8OID, BOOLOID}
+		" settled_at, delivered, returned, rejected, accepted, clean)"
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+		9, {INT4OID, INT8OID, INT8OID, TIMESTAMPTZOID, INT8OID, INT8OID,
+			INT8OID, INT8OID, BOOLOID}
 	},
 	[STATEMENT_DEFER] = {
 		"INSERT INTO amqp_outbox.deferred (" OUTBOX_COLUMNS ", due_at,"
@@ -123,6 +127,27 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 		" last_error = $7 WHERE server_key = $1 AND id = $2",
 		7, {INT4OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID,
 			INT4OID, TEXTOID}
+	},
+	[STATEMENT_BURY] = {
+		"INSERT INTO amqp_outbox.dead_letter (" OUTBOX_COLUMNS ", reason,"
+		" attempts, first_attempt_at, last_attempt_at, possible_duplicate,"
+		" reply_code, last_error)"
+		" SELECT " OUTBOX_COLUMNS ", $3::amqp_outbox.dead_reason, 1, $4, $4,"
+		" $5, $6, $7"
+		" FROM amqp_outbox.outbox WHERE server_key = $1 AND id = $2",
+		7, {INT4OID, INT8OID, TEXTOID, TIMESTAMPTZOID, BOOLOID, INT4OID,
+			TEXTOID}
+	},
+	[STATEMENT_BURY_DEFERRED] = {
+		"WITH gone AS (DELETE FROM amqp_outbox.deferred"
+		" WHERE server_key = $1 AND id = $2 RETURNING *)"
+		" INSERT INTO amqp_outbox.dead_letter (" OUTBOX_COLUMNS ", reason,"
+		" attempts, first_attempt_at, last_attempt_at, possible_duplicate,"
+		" reply_code, last_error)"
+		" SELECT " OUTBOX_COLUMNS ", $3::amqp_outbox.dead_reason,"
+		" attempts + 1, first_attempt_at, $4, $5, $6, $7 FROM gone",
+		7, {INT4OID, INT8OID, TEXTOID, TIMESTAMPTZOID, BOOLOID, INT4OID,
+			TEXTOID}
 	},
 	[STATEMENT_DELIVER_DEFERRED] = {
 		"WITH gone AS (DELETE FROM amqp_outbox.deferred"
@@ -231,7 +256,8 @@ outbox_store_execute(OutboxStatementId id, Datum *values, const char *nulls,
 					 int expected, long max_rows)
 {
 	const OutboxStatement *statement = &statements[id];
-	bool		read_only = expected == SPI_OK_SELECT;
+	bool		read_only = expected == SPI_OK_SELECT &&
+		id != STATEMENT_NEXT_DUE;	/* which sees what was just deferred */
 	int			result;
 
 	if (plans[id] == NULL)
@@ -311,7 +337,8 @@ outbox_store_newest_receipt(int32 server_key, OutboxReceipt *receipt)
 	receipt->delivered = DatumGetInt64(outbox_store_column(0, 4));
 	receipt->returned = DatumGetInt64(outbox_store_column(0, 5));
 	receipt->rejected = DatumGetInt64(outbox_store_column(0, 6));
-	receipt->clean = DatumGetBool(outbox_store_column(0, 7));
+	receipt->accepted = DatumGetInt64(outbox_store_column(0, 7));
+	receipt->clean = DatumGetBool(outbox_store_column(0, 8));
 }
 
 /*
@@ -335,14 +362,17 @@ outbox_store_form_message(HeapTuple tuple, TupleDesc tupdesc,
 						  const OutboxServer *server)
 {
 	OutboxMessage *msg = palloc0(sizeof(OutboxMessage));
-	Datum		values[OUTBOX_NCOLUMNS + 2];	/* attempts, duplicate? */
-	bool		isnull[OUTBOX_NCOLUMNS + 2];
+	/* and the attempts, whether it is a possible duplicate, the first attempt */
+	Datum		values[OUTBOX_NCOLUMNS + 3];
+	bool		isnull[OUTBOX_NCOLUMNS + 3];
 	bytea	   *body;
 
 	heap_deform_tuple(tuple, tupdesc, values, isnull);
 	msg->id = DatumGetInt64(values[OUTBOX_COL_ID]);
 	msg->attempts = DatumGetInt32(values[OUTBOX_NCOLUMNS]);
 	msg->possible_duplicate = DatumGetBool(values[OUTBOX_NCOLUMNS + 1]);
+	msg->first_attempt_at = isnull[OUTBOX_NCOLUMNS + 2] ? 0 :
+		DatumGetTimestampTz(values[OUTBOX_NCOLUMNS + 2]);
 	msg->message_id = outbox_store_get_text(values, isnull,
 											OUTBOX_COL_MESSAGE_ID);
 	msg->exchange = outbox_store_get_text(values, isnull, OUTBOX_COL_EXCHANGE);
@@ -464,7 +494,7 @@ outbox_store_next_due(int32 server_key)
 void
 outbox_store_write_receipt(int32 server_key, const OutboxReceipt *receipt)
 {
-	Datum		values[8];
+	Datum		values[9];
 
 	values[0] = Int32GetDatum(server_key);
 	values[1] = Int64GetDatum(receipt->through_id);
@@ -473,7 +503,8 @@ outbox_store_write_receipt(int32 server_key, const OutboxReceipt *receipt)
 	values[4] = Int64GetDatum(receipt->delivered);
 	values[5] = Int64GetDatum(receipt->returned);
 	values[6] = Int64GetDatum(receipt->rejected);
-	values[7] = BoolGetDatum(receipt->clean);
+	values[7] = Int64GetDatum(receipt->accepted);
+	values[8] = BoolGetDatum(receipt->clean);
 	outbox_store_execute(STATEMENT_WRITE_RECEIPT, values, NULL, SPI_OK_INSERT,
 						 0);
 }
@@ -498,6 +529,7 @@ outbox_store_foreign_text(const char *utf8)
 	return CStringGetTextDatum(copy);
 }
 
+/* The statements that defer and those that bury differ in one parameter. */
 static void
 outbox_store_write_deferral(OutboxStatementId statement, int expected,
 							int32 server_key, const OutboxDeferral *deferral)
@@ -507,13 +539,15 @@ outbox_store_write_deferral(OutboxStatementId statement, int expected,
 
 	values[0] = Int32GetDatum(server_key);
 	values[1] = Int64GetDatum(deferral->id);
-	values[2] = TimestampTzGetDatum(deferral->due_at);
+	values[2] = deferral->due_at != 0 ?
+		TimestampTzGetDatum(deferral->due_at) :
+		CStringGetTextDatum(outbox_reason_name(deferral->reason));
 	values[3] = TimestampTzGetDatum(deferral->attempted_at);
 	values[4] = BoolGetDatum(deferral->possible_duplicate);
 	values[5] = Int32GetDatum(deferral->reply_code);
 	if (deferral->reply_code == 0)
 		nulls[5] = 'n';
-	values[6] = outbox_store_foreign_text(deferral->reason);
+	values[6] = outbox_store_foreign_text(deferral->words);
 	if (outbox_store_execute(statement, values, nulls, expected, 0) != 1)
 		elog(WARNING, "message " INT64_FORMAT " to be deferred is not there",
 			 deferral->id);
@@ -522,15 +556,20 @@ outbox_store_write_deferral(OutboxStatementId statement, int expected,
 void
 outbox_store_defer(int32 server_key, const OutboxDeferral *deferral)
 {
-	outbox_store_write_deferral(STATEMENT_DEFER, SPI_OK_INSERT, server_key,
-								deferral);
+	outbox_store_write_deferral(deferral->due_at != 0 ?
+								STATEMENT_DEFER : STATEMENT_BURY,
+								SPI_OK_INSERT, server_key, deferral);
 }
 
 void
 outbox_store_defer_again(int32 server_key, const OutboxDeferral *deferral)
 {
-	outbox_store_write_deferral(STATEMENT_DEFER_AGAIN, SPI_OK_UPDATE,
-								server_key, deferral);
+	if (deferral->due_at != 0)
+		outbox_store_write_deferral(STATEMENT_DEFER_AGAIN, SPI_OK_UPDATE,
+									server_key, deferral);
+	else
+		outbox_store_write_deferral(STATEMENT_BURY_DEFERRED, SPI_OK_INSERT,
+									server_key, deferral);
 }
 
 void

@@ -20,18 +20,20 @@ typedef struct OutboxReceipt
 	int64		delivered;
 	int64		returned;
 	int64		rejected;
+	int64		accepted;		/* returned, and delivered by policy */
 	bool		clean;			/* nothing was in doubt, and nothing sent since */
 } OutboxReceipt;
 
-/* Why an attempt failed, and when the next one is due. */
+/* How an attempt failed, and when the next one is due. */
 typedef struct OutboxDeferral
 {
 	int64		id;
-	TimestampTz due_at;
+	TimestampTz due_at;			/* 0: never, it is a dead letter */
 	TimestampTz attempted_at;
+	OutboxReason reason;
 	bool		possible_duplicate; /* of the next attempt */
 	int			reply_code;		/* 0: none */
-	const char *reason;			/* UTF-8 */
+	const char *words;			/* the broker's, UTF-8 */
 } OutboxDeferral;
 
 /*
@@ -100,7 +102,10 @@ extern TimestampTz outbox_store_next_due(int32 server_key);
 extern void outbox_store_write_receipt(int32 server_key,
 									   const OutboxReceipt *receipt);
 
-/* A message of the outbox failed: it is tried again by a clock of its own. */
+/*
+ * A message of the outbox failed: it is tried again by a clock of its own, or
+ * becomes a dead letter.
+ */
 extern void outbox_store_defer(int32 server_key,
 							   const OutboxDeferral *deferral);
 

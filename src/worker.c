@@ -446,7 +446,7 @@ outbox_worker_move_messages(TimestampTz now)
 		outbox_transport_flush(worker->transport);
 	if (may_run_sql)
 	{
-		outbox_pipeline_settle(worker->pipeline, false);
+		outbox_pipeline_settle(worker->pipeline, worker->server, false);
 		worker->errors = 0;
 		worker->sql_retry_at = 0;
 	}
@@ -512,6 +512,7 @@ outbox_worker_reload(TimestampTz now)
 	worker->failures = 0;
 	worker->retry_at = 0;
 	worker->copy = false;
+	outbox_pipeline_look_for_due(worker->pipeline);
 	if (outbox_worker_draining())
 		outbox_worker_begin_drain(now);
 }
@@ -548,11 +549,11 @@ outbox_worker_check_drained(TimestampTz now)
 
 	if (worker->stopping)
 	{
-		outbox_pipeline_finish(worker->pipeline);
+		outbox_pipeline_finish(worker->pipeline, worker->server);
 		outbox_worker_disconnect();
 		proc_exit(0);
 	}
-	outbox_pipeline_settle(worker->pipeline, true);
+	outbox_pipeline_settle(worker->pipeline, worker->server, true);
 	outbox_worker_disconnect();
 	worker->reconnecting = false;
 	worker->retry_at = 0;

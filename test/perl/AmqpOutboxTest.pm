@@ -276,12 +276,14 @@ sub committed
 }
 
 # Compare what was committed with what was received, both lists of
-# [message id, "session n"], the latter in the order of arrival.
+# [message id, "session n"], the latter in the order of arrival; a third element
+# tells whether a message was marked as a possible duplicate.
 sub account
 {
 	my ($committed, $received) = @_;
 	my %count =
-	  (lost => 0, duplicate => 0, 'out of order' => 0, phantom => 0);
+	  (lost => 0, duplicate => 0, 'out of order' => 0, phantom => 0,
+		unmarked => 0);
 	my %committed = map { $_->[0] => $_->[1] } @$committed;
 	my %seen;
 	my %newest;
@@ -299,6 +301,7 @@ sub account
 		if ($seen{$id}++)
 		{
 			$count{duplicate}++;
+			$count{unmarked}++ unless $message->[2];
 			next;
 		}
 		my ($session, $n) = split(/ /, $body);
@@ -312,20 +315,22 @@ sub account
 	return %count;
 }
 
-# The same as a test.  Parameters: duplicates => 'allowed' after a fault.
+# The same as a test.  Parameters: duplicates, 'marked' after a fault whose
+# outcome nobody can know: then each copy but the first must say what it is;
+# 'allowed' if not even that is looked at.
 sub check_account
 {
 	my ($committed, $received, $name, %params) = @_;
 	my %count = account($committed, $received);
 	my $duplicates = delete $count{duplicate};
+	my $unmarked = delete $count{unmarked};
+	my $mode = $params{duplicates} // 'none';
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	note sprintf('%d committed, %d received, %d duplicates',
 		scalar(@$committed), scalar(@$received), $duplicates);
-	if (!defined $params{duplicates})
-	{
-		$count{duplicate} = $duplicates;
-	}
+	$count{duplicate} = $duplicates if $mode eq 'none';
+	$count{'unmarked duplicate'} = $unmarked if $mode eq 'marked';
 	is( join(', ', map { "$_ $count{$_}" } sort keys %count),
 		join(', ', map { "$_ 0" } sort keys %count),
 		"$name: all of " . scalar(@$committed) . " messages arrived");
@@ -570,7 +575,22 @@ sub fields
 	} $self->_drain($queue, '--fields', join(',', @fields));
 }
 
-# Everything that is in a queue, as account() wants it.
+# Everything that is in a queue, as account() wants it, with the mark.
+sub received_marked
+{
+	my ($self, $queue) = @_;
+
+	return [
+		map {
+			[
+				/"message_id":"([^"]*)"/, /"body_text":"([^"]*)"/,
+				/"x-possible-duplicate":\{"type":"boolean","value":true\}/ ? 1 : 0
+			]
+		} $self->_drain($queue)
+	];
+}
+
+# The same without the mark.
 sub received
 {
 	my ($self, $queue) = @_;

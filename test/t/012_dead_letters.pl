@@ -1,0 +1,127 @@
+# What the broker will not take ends in amqp_outbox.dead_letter, with the
+# reason and the broker's words; from there it is sent again or discarded.
+# Policy for unroutable messages: retry, dead_letter, accept.
+
+use strict;
+use warnings FATAL => 'all';
+
+use AmqpOutboxTest;
+use Test::More;
+
+my $broker = AmqpOutboxTest::Broker->new('dead_letters');
+my $node = new_node('main');
+
+create_server($node, 'postgres', 'mes', $broker, max_attempts => 2);
+$broker->declare_queue('q');
+
+sub publish
+{
+	my ($id, $exchange, $key, $more) = @_;
+
+	$node->safe_psql('postgres',
+		"SELECT amqp_publish('$exchange', '$key', 'x', message_id => '$id' "
+		  . ($more // '') . ')');
+	return;
+}
+
+sub dead
+{
+	return $node->safe_psql('postgres',
+		'SELECT message_id, reason, reply_code, attempts, last_error
+			FROM amqp_outbox.dead_letter ORDER BY message_id');
+}
+
+sub wait_dead
+{
+	my ($count) = @_;
+
+	wait_for($node, 'postgres',
+		"SELECT count(*) = $count FROM amqp_outbox.dead_letter",
+		"$count dead letters");
+	return;
+}
+
+#
+# Reasons
+#
+
+publish('good 1', '', 'q');
+publish('lost', '', 'nowhere');
+publish('stray', 'no such exchange', 'x');
+publish('good 2', '', 'q');
+publish('forger', '', 'q', ", user_id => 'somebody else'");
+publish('good 3', '', 'q');
+wait_dead(3);
+wait_settled($node, 'postgres');
+
+is( dead(), <<'END' =~ s/\n\z//r,
+forger|malformed|406|1|PRECONDITION_FAILED - user_id property set to 'somebody else' but authenticated user was 'guest'
+lost|unroutable|312|2|NO_ROUTE
+stray|no exchange|404|2|NOT_FOUND - no exchange 'no such exchange' in vhost '/'
+END
+	'dead letters with reason, reply code, attempts and the words of the broker');
+my %seen = map { $_->[0] => 1 } $broker->fields('q', 'message_id');
+is_deeply([ sort keys %seen ], [ 'good 1', 'good 2', 'good 3' ],
+	'their neighbours arrived');
+is( $node->safe_psql('postgres',
+		"SELECT message_id, status, attempts, delivered_at IS NULL
+			FROM amqp_outbox.message WHERE status <> 'delivered' ORDER BY 1"),
+	"forger|dead|1|t\nlost|dead|2|t\nstray|dead|2|t",
+	'the view shows them as dead');
+is(status($node, 'postgres', 'mes', 'dead_letters'), 3,
+	'so does the status of the server');
+
+#
+# Requeue and discard
+#
+
+$broker->declare_queue('nowhere');
+is( $node->safe_psql('postgres',
+		"SELECT * FROM amqp_outbox.requeue(reason => 'unroutable')"),
+	$node->safe_psql('postgres',
+		"SELECT server, id, message_id FROM amqp_outbox.message
+			WHERE message_id = 'lost'"),
+	'requeue says which messages it took');
+wait_settled($node, 'postgres');
+is_deeply([ $broker->fields('nowhere', 'message_id') ], [ ['lost'] ],
+	'a requeued message arrives with its message id');
+is( $node->safe_psql('postgres',
+		"SELECT status, delivered_at > enqueued_at FROM amqp_outbox.message
+			WHERE message_id = 'lost'"),
+	'delivered|t', 'and is delivered');
+
+is( $node->safe_psql('postgres',
+		"SELECT discarded_message_id FROM amqp_outbox.discard(message_id => 'stray')"),
+	'stray', 'discard says which messages it took');
+is( $node->safe_psql('postgres',
+		"SELECT status, delivered_at IS NULL FROM amqp_outbox.message
+			WHERE message_id = 'stray'"),
+	'discarded|t', 'a discarded message is not delivered');
+is( $node->safe_psql('postgres',
+		"SELECT count(*) FROM amqp_outbox.requeue(exchange => 'none')"),
+	0, 'nothing matches, nothing happens');
+like(dead(), qr{\Aforger[^\n]*\z}, 'one dead letter is left');
+
+#
+# Policies
+#
+
+$node->safe_psql('postgres',
+	"ALTER SERVER mes OPTIONS (ADD unroutable 'dead_letter')");
+publish('at once', '', 'really nowhere');
+wait_dead(2);
+is( $node->safe_psql('postgres',
+		"SELECT reason, attempts FROM amqp_outbox.dead_letter
+			WHERE message_id = 'at once'"),
+	'unroutable|1', 'policy dead_letter: after the first attempt');
+
+$node->safe_psql('postgres', "ALTER SERVER mes OPTIONS (SET unroutable 'accept')");
+publish('accepted', '', 'really nowhere');
+wait_settled($node, 'postgres');
+is( $node->safe_psql('postgres',
+		"SELECT status FROM amqp_outbox.message WHERE message_id = 'accepted'"),
+	'delivered', 'policy accept: it counts as delivered');
+is(status($node, 'postgres', 'mes', 'accepted'), 1, 'and is counted apart');
+
+finish_node($node);
+done_testing();

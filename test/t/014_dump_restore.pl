@@ -1,0 +1,74 @@
+# Undelivered messages and dead letters survive pg_dump; what was delivered is
+# not delivered again; the copy stays silent until it is adopted.
+
+use strict;
+use warnings FATAL => 'all';
+
+use AmqpOutboxTest;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $broker = AmqpOutboxTest::Broker->new('dump');
+my $node = new_node('main');
+
+sub publish
+{
+	my ($database, $prefix, $count, $key) = @_;
+
+	$node->safe_psql($database,
+		"SELECT count(amqp_publish('', '$key', 'x', message_id => '$prefix ' || i))
+			FROM generate_series(1, $count) i");
+	return;
+}
+
+create_server($node, 'postgres', 'mes', $broker, unroutable => 'dead_letter');
+$broker->declare_queue('q');
+publish('postgres', 'delivered', 300, 'q');
+publish('postgres', 'dead', 3, 'nowhere');
+wait_settled($node, 'postgres');
+is($broker->fields('q', 'message_id'), 300, 'the first messages arrived');
+
+# undelivered ones: the broker is out of reach
+$node->safe_psql('postgres', "ALTER SERVER mes OPTIONS (SET port '1')");
+wait_for($node, 'postgres',
+	"SELECT last_error IS NOT NULL FROM amqp_outbox.server_status");
+publish('postgres', 'pending', 200, 'q');
+
+my $dump = PostgreSQL::Test::Utils::tempdir() . '/dump.sql';
+$node->command_ok([ 'pg_dump', '-f', $dump, $node->connstr('postgres') ],
+	'pg_dump');
+$node->safe_psql('postgres', 'CREATE DATABASE copy');
+$node->command_ok(
+	[ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', $dump, '-d',
+		$node->connstr('copy') ],
+	'restore into another database');
+
+# the copy: silent, whatever happens in it
+my $port = $broker->port;
+$node->safe_psql('copy', "ALTER SERVER mes OPTIONS (SET port '$port')");
+publish('copy', 'new in the copy', 10, 'q');
+wait_state($node, 'copy', 'mes', 'copy');
+is(status($node, 'copy', 'mes', 'backlog'), 210, 'the copy holds what was not delivered');
+is(status($node, 'copy', 'mes', 'dead_letters'), 3, 'and the dead letters');
+is($broker->count('q'), 0, 'the copy publishes nothing');
+
+# a worker that is started anew does not change that
+$node->restart;
+wait_state($node, 'copy', 'mes', 'copy');
+is($broker->count('q'), 0, 'nor after a restart');
+
+$node->safe_psql('copy', 'SELECT amqp_outbox.adopt()');
+wait_settled($node, 'copy');
+my @ids = map { $_->[0] } $broker->fields('q', 'message_id');
+is_deeply(
+	\@ids,
+	[ (map { "pending $_" } 1 .. 200), (map { "new in the copy $_" } 1 .. 10) ],
+	'adopted, it publishes what was pending, once and in order');
+
+# the original is not disturbed
+$node->safe_psql('postgres', "ALTER SERVER mes OPTIONS (SET port '$port')");
+wait_settled($node, 'postgres');
+is($broker->fields('q', 'message_id'), 200, 'the original delivers its own');
+
+finish_node($node);
+done_testing();
