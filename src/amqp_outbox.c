@@ -18,6 +18,7 @@
 #include "launcher.h"
 #include "settings.h"
 #include "shared.h"
+#include "utility.h"
 
 PG_MODULE_MAGIC;
 
@@ -36,7 +37,7 @@ _PG_init(void)
 
 	outbox_shared_install_hooks();
 	outbox_buffer_install_callbacks();
-	outbox_launcher_install_hooks();
+	outbox_utility_install_hooks();
 	if (!IsBinaryUpgrade)
 		outbox_launcher_register();
 }

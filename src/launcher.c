@@ -32,18 +32,14 @@
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
-#include "tcop/utility.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
-#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
-#include "catalog.h"
 #include "compat.h"
 #include "launcher.h"
 #include "registry.h"
-#include "server.h"
 #include "settings.h"
 #include "worker.h"
 
@@ -55,7 +51,6 @@ typedef struct OutboxLauncher
 	MemoryContext context;
 	List	   *scans;			/* OIDs of databases to send a scout to */
 	BackgroundWorkerHandle *scout;	/* NULL: none is running */
-	Oid			scouted;		/* where it is */
 	BackgroundWorkerHandle **workers;	/* by entry of the registry */
 	bool		out_of_slots;	/* and that was logged */
 	TimestampTz retry_at;		/* not before this, if out of slots */
@@ -144,6 +139,7 @@ outbox_launcher_scan_databases(void)
 	Relation	rel;
 	TableScanDesc scan;
 	HeapTuple	tuple;
+	List	   *all = NIL;
 
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
@@ -153,11 +149,13 @@ outbox_launcher_scan_databases(void)
 	{
 		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
 
+		all = lappend_oid(all, form->oid);
 		if (form->datallowconn)
 			outbox_launcher_add_scan(form->oid);
 	}
 	table_endscan(scan);
 	table_close(rel, AccessShareLock);
+	outbox_registry_forget_databases(all);
 	CommitTransactionCommand();
 }
 
@@ -179,6 +177,8 @@ outbox_launcher_take_scans(void)
 static void
 outbox_launcher_send_scout(void)
 {
+	ListCell   *lc;
+
 	if (launcher->scout && outbox_launcher_has_ended(launcher->scout))
 	{
 		pfree(launcher->scout);
@@ -188,11 +188,18 @@ outbox_launcher_send_scout(void)
 		!outbox_launcher_may_start())
 		return;
 
-	launcher->scouted = linitial_oid(launcher->scans);
-	launcher->scout = outbox_launcher_start_process(launcher->scouted,
-													OUTBOX_SCOUT);
-	if (launcher->scout)
-		launcher->scans = list_delete_first(launcher->scans);
+	foreach(lc, launcher->scans)
+	{
+		Oid			dboid = lfirst_oid(lc);
+
+		/* at its release it is looked at again */
+		if (outbox_registry_is_held(dboid))
+			continue;
+		launcher->scout = outbox_launcher_start_process(dboid, OUTBOX_SCOUT);
+		if (launcher->scout)
+			launcher->scans = foreach_delete_current(launcher->scans, lc);
+		break;
+	}
 }
 
 /*
@@ -310,113 +317,4 @@ outbox_launcher_register(void)
 	snprintf(bgw.bgw_name, BGW_MAXLEN, "amqp_outbox launcher");
 	strlcpy(bgw.bgw_type, bgw.bgw_name, BGW_MAXLEN);
 	RegisterBackgroundWorker(&bgw);
-}
-
-/*
- * Noticing changes, in every backend
- */
-
-static ProcessUtility_hook_type prev_ProcessUtility = NULL;
-
-/* a statement of this transaction may have changed servers */
-static bool servers_changed = false;
-
-void
-outbox_launcher_note_change(void)
-{
-	servers_changed = true;
-}
-
-/* Might the statement create, change or remove servers or user mappings? */
-static bool
-outbox_statement_concerns_servers(Node *parsetree)
-{
-	switch (nodeTag(parsetree))
-	{
-		case T_CreateForeignServerStmt:
-		case T_AlterForeignServerStmt:
-		case T_CreateUserMappingStmt:
-		case T_AlterUserMappingStmt:
-		case T_DropUserMappingStmt:
-		case T_CreateFdwStmt:
-		case T_AlterFdwStmt:
-		case T_CreateExtensionStmt:
-		case T_AlterExtensionStmt:
-		case T_DropOwnedStmt:
-		case T_ReassignOwnedStmt:
-			return true;
-		case T_TransactionStmt:
-			return ((TransactionStmt *) parsetree)->kind == TRANS_STMT_COMMIT_PREPARED;
-		case T_RenameStmt:
-			return ((RenameStmt *) parsetree)->renameType == OBJECT_FOREIGN_SERVER;
-		case T_AlterOwnerStmt:
-			return ((AlterOwnerStmt *) parsetree)->objectType == OBJECT_FOREIGN_SERVER;
-		case T_DropStmt:
-			switch (((DropStmt *) parsetree)->removeType)
-			{
-				case OBJECT_FOREIGN_SERVER:
-				case OBJECT_FDW:
-				case OBJECT_EXTENSION:
-				case OBJECT_SCHEMA:
-					return true;
-				default:
-					return false;
-			}
-		default:
-			return false;
-	}
-}
-
-/* A server that was renamed keeps its messages. */
-static void
-outbox_launcher_after_rename(const RenameStmt *stmt)
-{
-	if (stmt->renameType == OBJECT_FOREIGN_SERVER &&
-		outbox_server_is_ours(stmt->newname))
-		outbox_catalog_rename_server(strVal(stmt->object), stmt->newname);
-}
-
-static void
-outbox_process_utility(PlannedStmt *pstmt, const char *queryString,
-					   bool readOnlyTree, ProcessUtilityContext context,
-					   ParamListInfo params, QueryEnvironment *queryEnv,
-					   DestReceiver *dest, QueryCompletion *qc)
-{
-	if (outbox_statement_concerns_servers(pstmt->utilityStmt))
-		outbox_launcher_note_change();
-
-	if (prev_ProcessUtility)
-		prev_ProcessUtility(pstmt, queryString, readOnlyTree, context, params,
-							queryEnv, dest, qc);
-	else
-		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
-								params, queryEnv, dest, qc);
-
-	if (IsA(pstmt->utilityStmt, RenameStmt))
-		outbox_launcher_after_rename((RenameStmt *) pstmt->utilityStmt);
-}
-
-/*
- * Tell of changes at the very end of the transaction: its COMMIT callbacks run
- * before the invalidation messages are sent, and a worker that is woken before
- * them would load the options that it has.
- */
-static void
-outbox_launcher_transaction_ended(ResourceReleasePhase phase, bool isCommit,
-								  bool isTopLevel, void *arg)
-{
-	if (!servers_changed || !isTopLevel ||
-		phase != RESOURCE_RELEASE_AFTER_LOCKS)
-		return;
-	servers_changed = false;
-	if (isCommit)
-		outbox_registry_database_changed(MyDatabaseId);
-}
-
-void
-outbox_launcher_install_hooks(void)
-{
-	prev_ProcessUtility = ProcessUtility_hook;
-	ProcessUtility_hook = outbox_process_utility;
-	RegisterResourceReleaseCallback(outbox_launcher_transaction_ended, NULL);
 }

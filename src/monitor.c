@@ -18,11 +18,11 @@
 #include "buffer.h"
 #include "catalog.h"
 #include "horizon.h"
-#include "launcher.h"
 #include "registry.h"
 #include "server.h"
 #include "settings.h"
 #include "shared.h"
+#include "utility.h"
 
 /* amqp_outbox.uncommitted() leaves the id of the outbox out. */
 #define OUTBOX_UNCOMMITTED_COLUMNS	(OUTBOX_NCOLUMNS - 1)
@@ -144,7 +144,7 @@ outbox_sql_adopt(PG_FUNCTION_ARGS)
 	outbox_catalog_adopt();
 	outbox_horizon_raise(outbox_catalog_relid("outbox"),
 						 outbox_catalog_next_id());
-	outbox_launcher_note_change();
+	outbox_utility_note_change();
 	PG_RETURN_VOID();
 }
 
@@ -153,6 +153,6 @@ Datum
 outbox_sql_wake(PG_FUNCTION_ARGS)
 {
 	outbox_shared_require();
-	outbox_launcher_note_change();
+	outbox_utility_note_change();
 	PG_RETURN_VOID();
 }

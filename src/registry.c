@@ -31,6 +31,9 @@
 /* Databases that can wait for the launcher before it looks at all of them. */
 #define OUTBOX_MAX_SCANS	64
 
+/* Holds at the same time; more are not honoured. */
+#define OUTBOX_MAX_HOLDS	64
+
 typedef struct OutboxWorkerEntry
 {
 	bool		in_use;
@@ -46,6 +49,7 @@ typedef struct OutboxRegistryShared
 {
 	LWLock	   *lock;
 	Latch	   *launcher;		/* NULL: none is running */
+	Oid			holds[OUTBOX_MAX_HOLDS];	/* InvalidOid: unused */
 	bool		scan_all;
 	int			nscans;
 	Oid			scans[OUTBOX_MAX_SCANS];
@@ -122,12 +126,40 @@ outbox_registry_unlock(void)
 	LWLockRelease(shared->lock);
 }
 
+static bool
+oid_is_member(Oid oid, const Oid *oids, int noids)
+{
+	for (int i = 0; i < noids; i++)
+	{
+		if (oids[i] == oid)
+			return true;
+	}
+	return false;
+}
+
 static void
 outbox_registry_wake_launcher(void)
 {
 	Assert(LWLockHeldByMe(shared->lock));
 	if (shared->launcher)
 		SetLatch(shared->launcher);
+}
+
+/* Under the lock: have the workers of a database look at everything anew. */
+static void
+outbox_registry_wake_workers(Oid dboid)
+{
+	for (int i = 0; i < outbox_max_workers; i++)
+	{
+		OutboxWorkerEntry *entry = &shared->entries[i];
+
+		if (!entry->in_use || entry->status.dboid != dboid)
+			continue;
+		entry->changed = true;
+		entry->start_at = 0;
+		if (entry->latch)
+			SetLatch(entry->latch);
+	}
 }
 
 /* Put a database into the launcher's inbox.  Under the lock. */
@@ -151,19 +183,77 @@ outbox_registry_database_changed(Oid dboid)
 {
 	outbox_registry_lock(LW_EXCLUSIVE);
 	outbox_registry_add_scan(dboid);
-	for (int i = 0; i < outbox_max_workers; i++)
-	{
-		OutboxWorkerEntry *entry = &shared->entries[i];
-
-		if (!entry->in_use || entry->status.dboid != dboid)
-			continue;
-		entry->changed = true;
-		entry->start_at = 0;
-		if (entry->latch)
-			SetLatch(entry->latch);
-	}
+	outbox_registry_wake_workers(dboid);
 	outbox_registry_wake_launcher();
 	outbox_registry_unlock();
+}
+
+/*
+ * Holds
+ */
+
+static bool
+outbox_registry_held_locked(Oid dboid)
+{
+	Assert(LWLockHeldByMe(shared->lock));
+	return oid_is_member(dboid, shared->holds, OUTBOX_MAX_HOLDS);
+}
+
+bool
+outbox_registry_is_held(Oid dboid)
+{
+	bool		held;
+
+	outbox_registry_lock(LW_SHARED);
+	held = outbox_registry_held_locked(dboid);
+	outbox_registry_unlock();
+	return held;
+}
+
+void
+outbox_registry_hold(Oid dboid)
+{
+	outbox_registry_lock(LW_EXCLUSIVE);
+	for (int i = 0; i < OUTBOX_MAX_HOLDS; i++)
+	{
+		if (OidIsValid(shared->holds[i]))
+			continue;
+		shared->holds[i] = dboid;
+		break;
+	}
+	outbox_registry_wake_workers(dboid);
+	outbox_registry_unlock();
+}
+
+/* The database may be gone now, or there may be a new one. */
+void
+outbox_registry_release(Oid dboid)
+{
+	outbox_registry_lock(LW_EXCLUSIVE);
+	for (int i = 0; i < OUTBOX_MAX_HOLDS; i++)
+	{
+		if (shared->holds[i] != dboid)
+			continue;
+		shared->holds[i] = InvalidOid;
+		break;
+	}
+	shared->scan_all = true;
+	outbox_registry_wake_launcher();
+	outbox_registry_unlock();
+}
+
+bool
+outbox_registry_has_workers(Oid dboid)
+{
+	bool		found = false;
+
+	outbox_registry_lock(LW_SHARED);
+	for (int i = 0; i < outbox_max_workers && !found; i++)
+		found = shared->entries[i].in_use &&
+			shared->entries[i].status.dboid == dboid &&
+			shared->entries[i].status.pid != 0;
+	outbox_registry_unlock();
+	return found;
 }
 
 bool
@@ -183,17 +273,6 @@ outbox_registry_status(int i, OutboxWorkerStatus *status)
 /*
  * Scouts
  */
-
-static bool
-oid_is_member(Oid oid, const Oid *oids, int noids)
-{
-	for (int i = 0; i < noids; i++)
-	{
-		if (oids[i] == oid)
-			return true;
-	}
-	return false;
-}
 
 /* Make an entry for a server that has none.  Under the lock. */
 static bool
@@ -236,6 +315,26 @@ outbox_registry_free_if_unused(OutboxWorkerEntry *entry)
 {
 	if (!entry->wanted && !entry->starting && entry->status.pid == 0)
 		entry->in_use = false;
+}
+
+/*
+ * Launcher: which databases there are; servers of others are gone with them.
+ */
+void
+outbox_registry_forget_databases(const List *databases)
+{
+	outbox_registry_lock(LW_EXCLUSIVE);
+	for (int i = 0; i < outbox_max_workers; i++)
+	{
+		OutboxWorkerEntry *entry = &shared->entries[i];
+
+		if (!entry->in_use ||
+			list_member_oid(databases, entry->status.dboid))
+			continue;
+		entry->wanted = false;
+		outbox_registry_free_if_unused(entry);
+	}
+	outbox_registry_unlock();
 }
 
 int
@@ -440,7 +539,8 @@ outbox_registry_claim_start(int i, Oid *dboid)
 
 	outbox_registry_lock(LW_EXCLUSIVE);
 	if (entry->in_use && entry->wanted && !entry->starting &&
-		entry->status.pid == 0 && entry->start_at <= now)
+		entry->status.pid == 0 && entry->start_at <= now &&
+		!outbox_registry_held_locked(entry->status.dboid))
 	{
 		entry->starting = true;
 		*dboid = entry->status.dboid;
@@ -477,7 +577,8 @@ outbox_registry_next_start(void)
 		long		ms;
 
 		if (!entry->in_use || !entry->wanted || entry->starting ||
-			entry->status.pid != 0)
+			entry->status.pid != 0 ||
+			outbox_registry_held_locked(entry->status.dboid))
 			continue;
 		ms = TimestampDifferenceMilliseconds(now, entry->start_at);
 		if (next < 0 || ms < next)

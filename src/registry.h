@@ -9,6 +9,7 @@
 #define OUTBOX_REGISTRY_H
 
 #include "message.h"
+#include "nodes/pg_list.h"
 #include "storage/latch.h"
 
 /* For shared.c: ask for the memory, and set it up or find it. */
@@ -56,6 +57,15 @@ typedef struct OutboxWorkerStatus
  */
 extern void outbox_registry_database_changed(Oid dboid);
 
+/*
+ * Backends: a database is needed without any other session.  Its workers leave
+ * and none is started until it is released; holds of several backends add up.
+ */
+extern void outbox_registry_hold(Oid dboid);
+extern void outbox_registry_release(Oid dboid);
+extern bool outbox_registry_is_held(Oid dboid);
+extern bool outbox_registry_has_workers(Oid dboid);
+
 /* A copy of entry i; false if it is not in use.  i < outbox_max_workers. */
 extern bool outbox_registry_status(int i, OutboxWorkerStatus *status);
 
@@ -87,6 +97,9 @@ extern void outbox_registry_set_launcher(Latch *latch);
 /* Look at every database, or at one; take the next one to look at. */
 extern void outbox_registry_scan_all(void);
 extern void outbox_registry_scan(Oid dboid);
+
+/* These are all databases there are (OIDs): forget what was in others. */
+extern void outbox_registry_forget_databases(const List *databases);
 extern bool outbox_registry_take_scan(Oid *dboid, bool *all);
 
 /* Is entry i in need of a process?  Marks it as being started. */

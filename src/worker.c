@@ -532,7 +532,14 @@ outbox_worker_check_requests(TimestampTz now)
 		outbox_worker_begin_drain(now);
 	}
 	if (outbox_registry_take_change())
+	{
 		worker->reload = true;
+		if (!worker->stopping && outbox_registry_is_held(MyDatabaseId))
+		{
+			worker->stopping = true;
+			outbox_worker_begin_drain(now);
+		}
+	}
 	if (worker->reload && !worker->stopping && now >= worker->sql_retry_at)
 		outbox_worker_reload(now);
 }

@@ -41,6 +41,7 @@ our @EXPORT = qw(
   create_sent
   committed
   publish_sent
+  reconnect
   start_load
   stop_load
   wait_for
@@ -203,6 +204,22 @@ sub wait_state
 		"SELECT state = '$state' FROM amqp_outbox.server_status
 			WHERE server = '$server'",
 		"server $server $state");
+	return;
+}
+
+# Change something, and wait for the new connection that must follow.
+sub reconnect
+{
+	my ($node, $database, $server, $sql) = @_;
+	my $since = status($node, $database, $server, 'since');
+
+	$node->safe_psql($database, $sql);
+	wait_for(
+		$node,
+		$database,
+		"SELECT state = 'connected' AND since <> '$since'
+			FROM amqp_outbox.server_status WHERE server = '$server'",
+		"a new connection after $sql");
 	return;
 }
 

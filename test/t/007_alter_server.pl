@@ -42,16 +42,18 @@ sub wait_for_deliveries
 	return;
 }
 
-# Change something and wait for the state, and the host, that must follow.
+# Change something and wait for the state, and the host, that must follow by a
+# new attempt to connect.
 sub change
 {
 	my ($sql, $state, $host) = @_;
+	my $since = status($node, 'postgres', 'mes', 'since');
 
 	$node->safe_psql('postgres', $sql);
 	wait_for(
 		$node,
 		'postgres',
-		"SELECT state = '$state'"
+		"SELECT state = '$state' AND since <> '$since'"
 		  . (defined $host ? " AND host = '$host'" : '')
 		  . " FROM amqp_outbox.server_status",
 		"$state after $sql");
@@ -77,7 +79,9 @@ foreach my $window (1, 7, 1024)
 {
 	my $verb = $window == 1 ? 'ADD' : 'SET';
 
-	change("ALTER SERVER mes OPTIONS ($verb window '$window')", 'connected');
+	$node->safe_psql('postgres',
+		"ALTER SERVER mes OPTIONS ($verb window '$window')");
+	wait_for_deliveries();
 }
 is(status($node, 'postgres', 'mes', 'since'),
 	$since, 'a new window needs no new connection');

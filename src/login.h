@@ -1,0 +1,67 @@
+/*-------------------------------------------------------------------------
+ *
+ * login.h
+ *	  Who we are and what we ask for: from the broker's greeting to an open
+ *	  virtual host.
+ *
+ * For the transport only.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OUTBOX_LOGIN_H
+#define OUTBOX_LOGIN_H
+
+#include "option.h"
+#include "wire.h"
+
+typedef struct OutboxLogin OutboxLogin;
+
+typedef enum OutboxLoginState
+{
+	OUTBOX_LOGIN_AWAIT_START,	/* the greeting */
+	OUTBOX_LOGIN_AWAIT_TUNE,	/* follows when the password is right */
+	OUTBOX_LOGIN_AWAIT_OPEN,	/* the virtual host */
+	OUTBOX_LOGIN_DONE
+} OutboxLoginState;
+
+/*
+ * A login goes with CurrentMemoryContext; its copy of the password is wiped
+ * once it is sent, or then.
+ */
+extern OutboxLogin *outbox_login_create(const OutboxServer *server,
+										const char *password,
+										const char *connection_name);
+
+extern OutboxLoginState outbox_login_state(const OutboxLogin *login);
+
+/* Is that method, on channel 0, the next step? */
+extern bool outbox_login_expects(const OutboxLogin *login, uint32 id);
+
+/*
+ * Take the decoded method that is expected, queue what it asks for, and set
+ * the wire's frame_max.  False, with *failure, if there can be no login.
+ */
+extern bool outbox_login_answer(OutboxLogin *login, OutboxWire *wire,
+								uint32 id, void *method,
+								OutboxFailure *failure);
+
+/* Seconds as agreed with the broker, 0 for none or not agreed yet. */
+extern int	outbox_login_heartbeat(const OutboxLogin *login);
+
+/*
+ * SQLSTATE for the reply code (AMQP 0-9-1, section 1.2) with which the broker
+ * closes the connection now; also after the login.
+ */
+extern int	outbox_login_sqlerrcode(const OutboxLogin *login, int reply_code);
+
+/* What may be the matter if the broker hangs up now, or NULL. */
+extern const char *outbox_login_hangup_hint(const OutboxLogin *login);
+
+/*
+ * The peer's first bytes, 8 or more, are no frame of AMQP 0-9-1: what they
+ * are, into detail[size].
+ */
+extern void outbox_login_describe_greeting(const char *bytes, char *detail,
+										   Size size);
+
+#endif							/* OUTBOX_LOGIN_H */

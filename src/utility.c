@@ -1,0 +1,223 @@
+/*-------------------------------------------------------------------------
+ *
+ * utility.c
+ *	  Statements that launcher and workers must hear of.
+ *
+ * A utility hook notes statements that change servers or user mappings; the
+ * end of their transaction tells launcher and workers.
+ *
+ * Statements that need a database for themselves (DROP DATABASE, CREATE
+ * DATABASE from it, RENAME, SET TABLESPACE) put a hold on it: its workers
+ * leave, the hook waits for that, and none is started before the transaction
+ * of the statement has ended, however it ends.
+ *
+ * Runs in every backend.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "commands/dbcommands.h"
+#include "commands/defrem.h"
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "tcop/utility.h"
+#include "utils/resowner.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+#include "catalog.h"
+#include "registry.h"
+#include "server.h"
+#include "settings.h"
+#include "utility.h"
+
+/* How long workers may take to leave beyond their drain timeout. */
+#define OUTBOX_LEAVE_MS		2000
+
+static ProcessUtility_hook_type prev_ProcessUtility = NULL;
+
+/* a statement of this transaction may have changed servers */
+static bool servers_changed = false;
+
+/* the database that this transaction has a hold on */
+static Oid	held_database = InvalidOid;
+
+void
+outbox_utility_note_change(void)
+{
+	servers_changed = true;
+}
+
+/* Might the statement create, change or remove servers or user mappings? */
+static bool
+outbox_statement_concerns_servers(Node *parsetree)
+{
+	switch (nodeTag(parsetree))
+	{
+		case T_CreateForeignServerStmt:
+		case T_AlterForeignServerStmt:
+		case T_CreateUserMappingStmt:
+		case T_AlterUserMappingStmt:
+		case T_DropUserMappingStmt:
+		case T_CreateFdwStmt:
+		case T_AlterFdwStmt:
+		case T_CreateExtensionStmt:
+		case T_AlterExtensionStmt:
+		case T_DropOwnedStmt:
+		case T_ReassignOwnedStmt:
+			return true;
+		case T_TransactionStmt:
+			return ((TransactionStmt *) parsetree)->kind == TRANS_STMT_COMMIT_PREPARED;
+		case T_RenameStmt:
+			return ((RenameStmt *) parsetree)->renameType == OBJECT_FOREIGN_SERVER;
+		case T_AlterOwnerStmt:
+			return ((AlterOwnerStmt *) parsetree)->objectType == OBJECT_FOREIGN_SERVER;
+		case T_DropStmt:
+			switch (((DropStmt *) parsetree)->removeType)
+			{
+				case OBJECT_FOREIGN_SERVER:
+				case OBJECT_FDW:
+				case OBJECT_EXTENSION:
+				case OBJECT_SCHEMA:
+					return true;
+				default:
+					return false;
+			}
+		default:
+			return false;
+	}
+}
+
+/*
+ * Databases for oneself
+ */
+
+static const char *
+outbox_utility_option(List *options, const char *name)
+{
+	ListCell   *lc;
+
+	foreach(lc, options)
+	{
+		DefElem    *def = lfirst_node(DefElem, lc);
+
+		if (strcmp(def->defname, name) == 0 && def->arg)
+			return defGetString(def);
+	}
+	return NULL;
+}
+
+/* The database that the statement needs for itself, or NULL. */
+static const char *
+outbox_statement_database(Node *parsetree)
+{
+	const char *template;
+
+	switch (nodeTag(parsetree))
+	{
+		case T_DropdbStmt:
+			return ((DropdbStmt *) parsetree)->dbname;
+		case T_CreatedbStmt:
+			template = outbox_utility_option(((CreatedbStmt *) parsetree)->options,
+											 "template");
+			return template ? template : "template1";
+		case T_RenameStmt:
+			return ((RenameStmt *) parsetree)->renameType == OBJECT_DATABASE ?
+				((RenameStmt *) parsetree)->subname : NULL;
+		case T_AlterDatabaseStmt:
+			return outbox_utility_option(((AlterDatabaseStmt *) parsetree)->options,
+										 "tablespace") ?
+				((AlterDatabaseStmt *) parsetree)->dbname : NULL;
+		default:
+			return NULL;
+	}
+}
+
+static void
+outbox_utility_hold(const char *database)
+{
+	Oid			dboid = get_database_oid(database, true);
+	TimestampTz give_up =
+		TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+									outbox_drain_timeout + OUTBOX_LEAVE_MS);
+
+	if (!OidIsValid(dboid) || OidIsValid(held_database))
+		return;
+	held_database = dboid;
+	outbox_registry_hold(dboid);
+
+	/* if they do not leave in time, the statement will say who is connected */
+	while (outbox_registry_has_workers(dboid) &&
+		   GetCurrentTimestamp() < give_up)
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT |
+						 WL_EXIT_ON_PM_DEATH, 10, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/*
+ * Servers
+ */
+
+/* A server that was renamed keeps its messages. */
+static void
+outbox_utility_after_rename(const RenameStmt *stmt)
+{
+	if (stmt->renameType == OBJECT_FOREIGN_SERVER &&
+		outbox_server_is_ours(stmt->newname))
+		outbox_catalog_rename_server(strVal(stmt->object), stmt->newname);
+}
+
+static void
+outbox_utility_process(PlannedStmt *pstmt, const char *queryString,
+					   bool readOnlyTree, ProcessUtilityContext context,
+					   ParamListInfo params, QueryEnvironment *queryEnv,
+					   DestReceiver *dest, QueryCompletion *qc)
+{
+	const char *database = outbox_statement_database(pstmt->utilityStmt);
+
+	if (outbox_statement_concerns_servers(pstmt->utilityStmt))
+		outbox_utility_note_change();
+	if (database)
+		outbox_utility_hold(database);
+
+	if (prev_ProcessUtility)
+		prev_ProcessUtility(pstmt, queryString, readOnlyTree, context, params,
+							queryEnv, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
+								params, queryEnv, dest, qc);
+
+	if (IsA(pstmt->utilityStmt, RenameStmt))
+		outbox_utility_after_rename((RenameStmt *) pstmt->utilityStmt);
+}
+
+/*
+ * Tell of changes at the very end of the transaction: its COMMIT callbacks run
+ * before the invalidation messages are sent, and a worker that is woken before
+ * them would load the options that it has.
+ */
+static void
+outbox_utility_transaction_ended(ResourceReleasePhase phase, bool isCommit,
+								  bool isTopLevel, void *arg)
+{
+	if (!isTopLevel || phase != RESOURCE_RELEASE_AFTER_LOCKS)
+		return;
+	if (OidIsValid(held_database))
+		outbox_registry_release(held_database);
+	held_database = InvalidOid;
+	if (servers_changed && isCommit)
+		outbox_registry_database_changed(MyDatabaseId);
+	servers_changed = false;
+}
+
+void
+outbox_utility_install_hooks(void)
+{
+	prev_ProcessUtility = ProcessUtility_hook;
+	ProcessUtility_hook = outbox_utility_process;
+	RegisterResourceReleaseCallback(outbox_utility_transaction_ended, NULL);
+}
