@@ -328,9 +328,13 @@ outbox_catalog_adopt(void)
  * The counter's seed
  */
 
-/* The largest id of one server in one table; the index leads with both. */
+/*
+ * The largest id of one server in one table; the index leads with both.  Any
+ * row counts, also that of a prepared transaction.
+ */
 static int64
-outbox_catalog_largest_id(Relation rel, Relation index, int32 server_key)
+outbox_catalog_largest_id(Relation rel, Relation index, int32 server_key,
+						  Snapshot snapshot)
 {
 	ScanKeyData key;
 	SysScanDesc scan;
@@ -340,7 +344,7 @@ outbox_catalog_largest_id(Relation rel, Relation index, int32 server_key)
 
 	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT4EQ,
 				Int32GetDatum(server_key));
-	scan = systable_beginscan_ordered(rel, index, NULL, 1, &key);
+	scan = systable_beginscan_ordered(rel, index, snapshot, 1, &key);
 	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
 	if (HeapTupleIsValid(tuple))
 		largest = DatumGetInt64(heap_getattr(tuple, 2, RelationGetDescr(rel),
@@ -351,7 +355,7 @@ outbox_catalog_largest_id(Relation rel, Relation index, int32 server_key)
 
 static int64
 outbox_catalog_largest_in(const char *relname, const char *indexname,
-						  const List *server_keys)
+						  const List *server_keys, Snapshot snapshot)
 {
 	Relation	rel = table_open(outbox_catalog_relid(relname),
 								 AccessShareLock);
@@ -362,12 +366,41 @@ outbox_catalog_largest_in(const char *relname, const char *indexname,
 
 	foreach(lc, server_keys)
 		largest = Max(largest,
-					  outbox_catalog_largest_id(rel, index, lfirst_int(lc)));
+					  outbox_catalog_largest_id(rel, index, lfirst_int(lc),
+												snapshot));
 	index_close(index, AccessShareLock);
 	table_close(rel, AccessShareLock);
 	return largest;
 }
 
+bool
+outbox_catalog_has_undelivered(const char *server_name)
+{
+	Oid			relid = outbox_catalog_relid_if_exists("server_key");
+	NameData	server;
+	Relation	rel;
+	List	   *server_keys;
+	int32		server_key;
+
+	if (!OidIsValid(relid))
+		return false;
+	namestrcpy(&server, server_name);
+	rel = table_open(relid, AccessShareLock);
+	server_key = outbox_catalog_find_key(rel, &server);
+	table_close(rel, AccessShareLock);
+	if (server_key == 0)
+		return false;
+
+	server_keys = list_make1_int(server_key);
+	return outbox_catalog_largest_in("outbox", "outbox_pkey", server_keys,
+									 NULL) >
+		outbox_catalog_largest_in("receipt", "receipt_pkey", server_keys,
+								  NULL) ||
+		outbox_catalog_largest_in("deferred", "deferred_pkey", server_keys,
+								  NULL) > 0;
+}
+
+/* Any row counts, also one of a prepared transaction. */
 int64
 outbox_catalog_next_id(void)
 {
@@ -399,7 +432,7 @@ outbox_catalog_next_id(void)
 	for (int i = 0; i < (int) lengthof(tables); i++)
 		largest = Max(largest,
 					  outbox_catalog_largest_in(tables[i][0], tables[i][1],
-												server_keys));
+												server_keys, SnapshotAny));
 	list_free(server_keys);
 	return largest + 1;
 }

@@ -63,6 +63,9 @@ extern int32 outbox_catalog_server_key(const NameData *server);
 extern void outbox_catalog_rename_server(const char *old_name,
 										 const char *new_name);
 
+/* Whether messages to a server are neither delivered nor dead letters. */
+extern bool outbox_catalog_has_undelivered(const char *server_name);
+
 /* Write this database's identity unless the table holds one. */
 extern void outbox_catalog_claim_identity(void);
 

@@ -11,12 +11,17 @@
  * leave, the hook waits for that, and none is started before the transaction
  * of the statement has ended, however it ends.
  *
+ * A server with undelivered messages cannot be dropped, by whatever statement,
+ * but together with the extension.
+ *
  * Runs in every backend.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include "catalog/objectaccess.h"
+#include "catalog/pg_foreign_server.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "miscadmin.h"
@@ -36,9 +41,13 @@
 #define OUTBOX_LEAVE_MS		2000
 
 static ProcessUtility_hook_type prev_ProcessUtility = NULL;
+static object_access_hook_type prev_object_access_hook = NULL;
 
 /* a statement of this transaction may have changed servers */
 static bool servers_changed = false;
+
+/* the extension is being dropped, and its tables with it */
+static bool dropping_extension = false;
 
 /* the database that this transaction has a hold on */
 static Oid	held_database = InvalidOid;
@@ -162,6 +171,41 @@ outbox_utility_hold(const char *database)
  * Servers
  */
 
+/* A server with undelivered messages stays. */
+static void
+outbox_utility_object_access(ObjectAccessType access, Oid classId,
+							 Oid objectId, int subId, void *arg)
+{
+	NameData	name;
+
+	if (prev_object_access_hook)
+		prev_object_access_hook(access, classId, objectId, subId, arg);
+
+	if (access != OAT_DROP || classId != ForeignServerRelationId ||
+		dropping_extension ||
+		!outbox_server_get_name(objectId, &name) ||
+		!outbox_server_is_ours(NameStr(name)) ||
+		!outbox_catalog_has_undelivered(NameStr(name)))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+			 errmsg("cannot drop server \"%s\" because messages to it are not delivered",
+					NameStr(name)),
+			 errhint("Let them be delivered (ALTER SERVER can name another broker), or delete them from amqp_outbox.outbox and amqp_outbox.deferred.")));
+}
+
+/* DROP EXTENSION ... CASCADE says that the messages may go as well. */
+static bool
+outbox_statement_drops_extension(Node *parsetree)
+{
+	ObjectType	type;
+
+	if (!IsA(parsetree, DropStmt))
+		return false;
+	type = ((DropStmt *) parsetree)->removeType;
+	return type == OBJECT_EXTENSION || type == OBJECT_SCHEMA;
+}
+
 /* A server that was renamed keeps its messages. */
 static void
 outbox_utility_after_rename(const RenameStmt *stmt)
@@ -178,18 +222,29 @@ outbox_utility_process(PlannedStmt *pstmt, const char *queryString,
 					   DestReceiver *dest, QueryCompletion *qc)
 {
 	const char *database = outbox_statement_database(pstmt->utilityStmt);
+	bool		was_dropping = dropping_extension;
 
 	if (outbox_statement_concerns_servers(pstmt->utilityStmt))
 		outbox_utility_note_change();
 	if (database)
 		outbox_utility_hold(database);
 
-	if (prev_ProcessUtility)
-		prev_ProcessUtility(pstmt, queryString, readOnlyTree, context, params,
-							queryEnv, dest, qc);
-	else
-		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
+	PG_TRY();
+	{
+		if (outbox_statement_drops_extension(pstmt->utilityStmt))
+			dropping_extension = true;
+		if (prev_ProcessUtility)
+			prev_ProcessUtility(pstmt, queryString, readOnlyTree, context,
 								params, queryEnv, dest, qc);
+		else
+			standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
+									params, queryEnv, dest, qc);
+	}
+	PG_FINALLY();
+	{
+		dropping_extension = was_dropping;
+	}
+	PG_END_TRY();
 
 	if (IsA(pstmt->utilityStmt, RenameStmt))
 		outbox_utility_after_rename((RenameStmt *) pstmt->utilityStmt);
@@ -219,5 +274,7 @@ outbox_utility_install_hooks(void)
 {
 	prev_ProcessUtility = ProcessUtility_hook;
 	ProcessUtility_hook = outbox_utility_process;
+	prev_object_access_hook = object_access_hook;
+	object_access_hook = outbox_utility_object_access;
 	RegisterResourceReleaseCallback(outbox_utility_transaction_ended, NULL);
 }
