@@ -164,6 +164,19 @@ outbox_ledger_refused(OutboxLedger *ledger, const char *words)
 	ledger->sent++;
 }
 
+void
+outbox_ledger_skipped(OutboxLedger *ledger, int reply_code,
+					  const char *words, TimestampTz not_before)
+{
+	OutboxEntry *entry = outbox_ledger_at(ledger, ledger->sent);
+
+	outbox_entry_explain(entry, OUTBOX_REJECTED,
+						 outbox_reason_of_reply_code(reply_code), reply_code,
+						 words);
+	entry->not_before = not_before;
+	ledger->sent++;
+}
+
 /* The broker answered one tag; a second answer changes nothing. */
 static void
 outbox_ledger_answer(OutboxLedger *ledger, uint64 tag, bool ack)

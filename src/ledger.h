@@ -25,6 +25,7 @@ typedef struct OutboxEntry
 	OutboxReason reason;		/* if returned or rejected */
 	int			reply_code;		/* the same; 0: none */
 	char	   *words;			/* the broker's; in the batch's context */
+	TimestampTz not_before;		/* of the next attempt; 0: no matter */
 } OutboxEntry;
 
 /* An empty ledger with room for this many messages (a power of two). */
@@ -50,6 +51,10 @@ extern OutboxEntry *outbox_ledger_next(OutboxLedger *ledger);
 extern void outbox_ledger_sent(OutboxLedger *ledger, uint64 tag,
 							   TimestampTz now);
 extern void outbox_ledger_refused(OutboxLedger *ledger, const char *words);
+
+/* That one is not sent now, for a reason that the broker gave before. */
+extern void outbox_ledger_skipped(OutboxLedger *ledger, int reply_code,
+								  const char *words, TimestampTz not_before);
 
 /*
  * The broker's answers.  Both are false if they are about a message that was

@@ -34,6 +34,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "destination.h"
 #include "flush.h"
 #include "horizon.h"
 #include "ledger.h"
@@ -89,6 +90,7 @@ struct OutboxPipeline
 	int			deferred;		/* how many of them are in the ledger */
 
 	int			suspects;		/* to be sent one at a time, see below */
+	OutboxDestinations *destinations;	/* not to be sent to */
 };
 
 OutboxPipeline *
@@ -103,6 +105,7 @@ outbox_pipeline_create(const char *server_name)
 	pipeline->context = context;
 	pipeline->server_name = MemoryContextStrdup(context, server_name);
 	pipeline->ledger = outbox_ledger_create(context, OUTBOX_LEDGER_SIZE);
+	pipeline->destinations = outbox_destinations_create(context);
 	pipeline->batch = MemoryContextAlloc(context, OUTBOX_READ_ROWS *
 										 sizeof(OutboxMessage *));
 
@@ -352,6 +355,42 @@ outbox_pipeline_announce(OutboxPipeline *pipeline)
 	pipeline->may_have_sent = true;
 }
 
+/* A receipt is due soon if there is something to write into it. */
+static void
+outbox_pipeline_schedule_receipt(OutboxPipeline *pipeline)
+{
+	if (pipeline->receipt_due == 0 &&
+		outbox_ledger_settled(pipeline->ledger) > 0)
+		pipeline->receipt_due =
+			TimestampTzPlusMilliseconds(pipeline->receipt.settled_at,
+										OUTBOX_RECEIPT_MS);
+}
+
+static void
+outbox_pipeline_send(OutboxPipeline *pipeline, OutboxEntry *entry,
+					 OutboxTransport *transport, TimestampTz now)
+{
+	const OutboxDestination *forbidden;
+	OutboxFailure failure;
+	uint64		tag;
+
+	forbidden = outbox_destinations_find(pipeline->destinations,
+										 entry->message, now);
+	if (forbidden)
+	{
+		outbox_ledger_skipped(pipeline->ledger, forbidden->reply_code,
+							  forbidden->words, forbidden->not_before);
+		return;
+	}
+	if (entry->doubtful)
+		outbox_properties_mark_duplicate(entry->message);
+	tag = outbox_transport_publish(transport, entry->message, &failure);
+	if (tag != 0)
+		outbox_ledger_sent(pipeline->ledger, tag, now);
+	else
+		outbox_ledger_refused(pipeline->ledger, failure.message);
+}
+
 void
 outbox_pipeline_publish(OutboxPipeline *pipeline, const OutboxServer *server,
 						OutboxTransport *transport)
@@ -371,19 +410,11 @@ outbox_pipeline_publish(OutboxPipeline *pipeline, const OutboxServer *server,
 		   outbox_transport_pending(transport) < OUTBOX_SEND_BYTES &&
 		   (entry = outbox_ledger_next(pipeline->ledger)) != NULL)
 	{
-		OutboxFailure failure;
-		uint64		tag;
-
-		if (entry->doubtful)
-			outbox_properties_mark_duplicate(entry->message);
-		tag = outbox_transport_publish(transport, entry->message, &failure);
-		if (tag != 0)
-			outbox_ledger_sent(pipeline->ledger, tag, now);
-		else
-			outbox_ledger_refused(pipeline->ledger, failure.message);
+		outbox_pipeline_send(pipeline, entry, transport, now);
 		if (pipeline->suspects > 0 && --pipeline->suspects == 0)
 			window = server->window;
 	}
+	outbox_pipeline_schedule_receipt(pipeline);
 }
 
 /*
@@ -394,7 +425,7 @@ outbox_pipeline_publish(OutboxPipeline *pipeline, const OutboxServer *server,
  * The broker closed the channel because of one message, does not say which,
  * and forgot the confirms of all others.  So all of them are sent again, one
  * at a time; the one that is alone in flight when it closes the channel again
- * is the culprit.
+ * is the culprit.  Others to the same destination are then not even sent.
  */
 static void
 outbox_pipeline_channel_closed(OutboxPipeline *pipeline,
@@ -404,8 +435,13 @@ outbox_pipeline_channel_closed(OutboxPipeline *pipeline,
 	int			again;
 
 	if (culprit)
+	{
 		outbox_ledger_reject(pipeline->ledger, culprit, event->reply_code,
 							 event->failure.detail);
+		outbox_destinations_failed(pipeline->destinations, culprit->message,
+								   event->reply_code, event->failure.detail,
+								   GetCurrentTimestamp());
+	}
 	again = outbox_ledger_forget_tags(pipeline->ledger);
 	pipeline->suspects = Max(pipeline->suspects, again);
 }
@@ -435,11 +471,7 @@ outbox_pipeline_event(OutboxPipeline *pipeline, const OutboxEvent *event)
 		default:
 			Assert(false);
 	}
-	if (pipeline->receipt_due == 0 &&
-		outbox_ledger_settled(pipeline->ledger) > 0)
-		pipeline->receipt_due =
-			TimestampTzPlusMilliseconds(pipeline->receipt.settled_at,
-										OUTBOX_RECEIPT_MS);
+	outbox_pipeline_schedule_receipt(pipeline);
 	return plausible;
 }
 
@@ -476,7 +508,8 @@ outbox_pipeline_next_attempt(const OutboxServer *server,
 		 TimestampDifferenceExceeds(msg->first_attempt_at, now,
 									Min(server->max_age, INT_MAX / 1000) * 1000)))
 		return 0;
-	return outbox_pipeline_backoff(msg->attempts, now);
+	return Max(outbox_pipeline_backoff(msg->attempts, now),
+			   entry->not_before);
 }
 
 /* Write down that one attempt failed. */
@@ -611,6 +644,7 @@ outbox_pipeline_finish(OutboxPipeline *pipeline, const OutboxServer *server)
 void
 outbox_pipeline_look_for_due(OutboxPipeline *pipeline)
 {
+	outbox_destinations_forget(pipeline->destinations);
 	if (pipeline->server_key != 0)
 		pipeline->next_due = GetCurrentTimestamp();
 }

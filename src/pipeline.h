@@ -67,7 +67,10 @@ extern void outbox_pipeline_settle(OutboxPipeline *pipeline,
 extern void outbox_pipeline_finish(OutboxPipeline *pipeline,
 								   const OutboxServer *server);
 
-/* Somebody else may have put messages into amqp_outbox.deferred. */
+/*
+ * Somebody else may have put messages into amqp_outbox.deferred, or repaired
+ * what kept messages from being sent.
+ */
 extern void outbox_pipeline_look_for_due(OutboxPipeline *pipeline);
 
 extern int	outbox_pipeline_in_flight(const OutboxPipeline *pipeline);

@@ -20,7 +20,6 @@
 #include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
-#include "commands/extension.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
@@ -209,16 +208,22 @@ outbox_store_owner(Oid relid)
 	return owner;
 }
 
+/*
+ * The process belongs to the outbox that it saw first: what it knows must not
+ * be written into the tables of an extension that was created anew.
+ */
 bool
 outbox_store_begin(void)
 {
+	static Oid	own_outbox = InvalidOid;
 	Oid			relid;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	relid = outbox_catalog_relid_if_exists("outbox");
-	if (!OidIsValid(get_extension_oid(OUTBOX_EXTENSION, true)) ||
-		!OidIsValid(relid))
+	if (!OidIsValid(own_outbox))
+		own_outbox = relid;
+	if (!OidIsValid(relid) || relid != own_outbox)
 	{
 		CommitTransactionCommand();
 		return false;

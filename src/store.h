@@ -58,7 +58,8 @@ extern void outbox_store_pin_settings(void);
 
 /*
  * Begin a transaction with a snapshot of its own, as the owner of the tables;
- * false, without a transaction, if the extension is not in this database.
+ * false, without a transaction, if the extension is not in this database, or
+ * is another one than at the first call.
  * All other functions need it.  Errors fly; AbortCurrentTransaction() ends it.
  */
 extern bool outbox_store_begin(void);
