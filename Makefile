@@ -26,7 +26,6 @@ ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation \
 	--temp-config=$(srcdir)/test/temp.conf
 TAP_TESTS = 1
 PROVE_TESTS = $(or $(TESTS),$(sort $(wildcard $(srcdir)/test/t/*.pl)))
-PROVE_FLAGS += -I $(CURDIR)/$(srcdir)/test/perl
 
 TEST_TOOLS = test/helpers/amqp_tool
 EXTRA_CLEAN = $(TEST_TOOLS) tmp_check_regress tmp_check_isolation output_iso \
@@ -42,6 +41,9 @@ SHLIB_LINK = -lrabbitmq -lssl -lcrypto -lcares \
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
+
+# after the inclusion: some versions of PGXS empty it
+PROVE_FLAGS += -I $(abspath $(srcdir))/test/perl
 
 $(OBJS): $(wildcard $(srcdir)/src/*.h)
 $(shlib): $(srcdir)/src/exports.map

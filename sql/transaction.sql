@@ -150,6 +150,19 @@ SELECT count(*), bool_and(message_id = 'many ' || n) AS in_order FROM
 	 WHERE message_id LIKE 'many %') s;
 SELECT count(*) FROM amqp_outbox.outbox WHERE message_id LIKE 'gone %';
 
+-- rows that are toasted are found by the index, which is how the worker reads
+SELECT count(amqp_publish('', 'q', body, message_id => 'large ' || length(body)))
+	FROM (SELECT convert_to(repeat('x', 3000), 'UTF8') AS body UNION ALL
+		SELECT convert_to(repeat('x', 300000), 'UTF8') UNION ALL
+		SELECT decode(string_agg(md5(i::text), ''), 'hex') FROM generate_series(1, 400) i) s;
+SET enable_seqscan = off;
+SET enable_bitmapscan = off;
+EXPLAIN (COSTS OFF) SELECT message_id FROM amqp_outbox.outbox WHERE server_key = 1 AND id > 0 ORDER BY id;
+SELECT message_id, length(body) FROM amqp_outbox.outbox
+	WHERE server_key = 1 AND id > 0 AND message_id LIKE 'large %' ORDER BY id;
+RESET enable_seqscan;
+RESET enable_bitmapscan;
+
 -- an error inside of a put that somebody catches spoils the transaction
 SET work_mem = '64kB';
 SET temp_file_limit = 0;

@@ -11,9 +11,13 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/table.h"
+#include "access/tableam.h"
 #include "access/xact.h"
+#include "catalog/index.h"
 #include "catalog/indexing.h"
+#include "nodes/execnodes.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -116,14 +120,46 @@ outbox_flush_begin(int64 n, List *servers)
 	return flush;
 }
 
+/*
+ * Index one row.  Its place is in the slot, not in the slot's tuple: what went
+ * into the table may be a toasted copy of that.
+ */
+static void
+outbox_flush_index(OutboxFlush *flush, TupleTableSlot *slot)
+{
+	ResultRelInfo *indexes = flush->indexes;
+
+	Assert(ItemPointerIsValid(&slot->tts_tid));
+	for (int i = 0; i < indexes->ri_NumIndices; i++)
+	{
+		Relation	index = indexes->ri_IndexRelationDescs[i];
+		IndexInfo  *info = indexes->ri_IndexRelationInfo[i];
+		Datum		values[INDEX_MAX_KEYS];
+		bool		isnull[INDEX_MAX_KEYS];
+
+		FormIndexDatum(info, slot, NULL, values, isnull);
+		index_insert(index, values, isnull, &slot->tts_tid, flush->rel,
+					 index->rd_index->indisunique ? UNIQUE_CHECK_YES :
+					 UNIQUE_CHECK_NO,
+					 false, info);
+	}
+}
+
 static void
 outbox_flush_write(OutboxFlush *flush)
 {
+	MemoryContext old_context;
+
 	if (flush->nrows == 0)
 		return;
 
-	CatalogTuplesMultiInsertWithInfo(flush->rel, flush->slots, flush->nrows,
-									 flush->indexes);
+	old_context = MemoryContextSwitchTo(flush->batch_context);
+	table_multi_insert(flush->rel, flush->slots, flush->nrows,
+					   GetCurrentCommandId(true), 0, NULL);
+	for (int i = 0; i < flush->nrows; i++)
+		outbox_flush_index(flush, flush->slots[i]);
+	MemoryContextSwitchTo(old_context);
+
 	for (int i = 0; i < flush->nrows; i++)
 		ExecClearTuple(flush->slots[i]);
 	MemoryContextReset(flush->batch_context);

@@ -64,6 +64,14 @@ my $ALARM = qr/^TRAP: |PANIC: |was terminated by signal|ERROR: AddressSanitizer|
 my @brokers;
 my @loads;
 
+# A test that is interrupted dies, so that the END blocks run.  (PostgreSQL's
+# module does this too, in later versions.)
+INIT
+{
+	$SIG{$_} = sub { die "death by signal" }
+	  foreach 'HUP', 'INT', 'TERM';
+}
+
 #
 # Servers
 #
