@@ -140,6 +140,7 @@ outbox_launcher_scan_databases(void)
 	TableScanDesc scan;
 	HeapTuple	tuple;
 	List	   *all = NIL;
+	ListCell   *lc;
 
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
@@ -156,6 +157,11 @@ outbox_launcher_scan_databases(void)
 	table_endscan(scan);
 	table_close(rel, AccessShareLock);
 	outbox_registry_forget_databases(all);
+	foreach(lc, launcher->scans)
+	{
+		if (!list_member_oid(all, lfirst_oid(lc)))
+			launcher->scans = foreach_delete_current(launcher->scans, lc);
+	}
 	CommitTransactionCommand();
 }
 

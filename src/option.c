@@ -722,22 +722,47 @@ outbox_option_same_connection(const OutboxServer *a, const OutboxServer *b)
 		outbox_text_equal(a->password_file, b->password_file);
 }
 
-int
-outbox_option_frame_max(Oid serverid)
+/* One option of a server as it stands, NULL if it is not given. */
+static char *
+outbox_option_value(Oid serverid, const char *name)
 {
-	ForeignServer *foreign = GetForeignServer(serverid);
+	ForeignServer *foreign = GetForeignServerExtended(serverid,
+													  FSV_MISSING_OK);
 	ListCell   *lc;
 
+	if (foreign == NULL)
+		return NULL;
 	foreach(lc, foreign->options)
 	{
 		DefElem    *def = lfirst_node(DefElem, lc);
 
-		if (strcmp(def->defname, "frame_max") == 0)
-			return outbox_option_int(outbox_option_find("frame_max",
-														ForeignServerRelationId),
-									 defGetString(def));
+		if (strcmp(def->defname, name) == 0)
+			return defGetString(def);
 	}
-	return OUTBOX_DEFAULT_FRAME_MAX;
+	return NULL;
+}
+
+void
+outbox_option_message_defaults(Oid serverid, bool *persistent,
+							   bool *mandatory)
+{
+	char	   *value;
+
+	value = outbox_option_value(serverid, "persistent");
+	*persistent = value == NULL || !parse_bool(value, persistent) ||
+		*persistent;
+	value = outbox_option_value(serverid, "mandatory");
+	*mandatory = value == NULL || !parse_bool(value, mandatory) || *mandatory;
+}
+
+int
+outbox_option_frame_max(Oid serverid)
+{
+	char	   *value = outbox_option_value(serverid, "frame_max");
+
+	return value == NULL ? OUTBOX_DEFAULT_FRAME_MAX :
+		outbox_option_int(outbox_option_find("frame_max",
+											 ForeignServerRelationId), value);
 }
 
 char *

@@ -66,6 +66,13 @@ extern OutboxServer *outbox_option_load(Oid serverid);
 extern bool outbox_option_same_connection(const OutboxServer *a,
 										  const OutboxServer *b);
 
+/*
+ * What messages that do not say are, as of the invalidations accepted so far.
+ * Needs a transaction.
+ */
+extern void outbox_option_message_defaults(Oid serverid, bool *persistent,
+										   bool *mandatory);
+
 /* The server's frame_max alone, for checks at enqueue.  Needs a transaction. */
 extern int	outbox_option_frame_max(Oid serverid);
 

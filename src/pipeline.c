@@ -260,6 +260,7 @@ OutboxReadResult
 outbox_pipeline_read(OutboxPipeline *pipeline, const OutboxServer *server)
 {
 	OutboxReadResult result = OUTBOX_READ_SOME;
+	OutboxServer current = *server;
 	TimestampTz now;
 	int64		horizon;
 	int			n = 0;
@@ -285,10 +286,12 @@ outbox_pipeline_read(OutboxPipeline *pipeline, const OutboxServer *server)
 		return OUTBOX_READ_GONE;
 	if (pipeline->server_key == 0)
 		result = outbox_pipeline_open(pipeline);
+	outbox_option_message_defaults(server->serverid, &current.persistent,
+								   &current.mandatory);
 	if (pipeline->server_key != 0 && horizon > pipeline->read_through + 1)
-		n += outbox_pipeline_read_outbox(pipeline, horizon, server);
+		n += outbox_pipeline_read_outbox(pipeline, horizon, &current);
 	if (pipeline->server_key != 0 && outbox_pipeline_has_due(pipeline, now))
-		n += outbox_pipeline_read_due(pipeline, now, server);
+		n += outbox_pipeline_read_due(pipeline, now, &current);
 	outbox_store_commit();
 
 	if (n > 0)

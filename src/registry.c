@@ -468,13 +468,22 @@ outbox_registry_retire(void)
 	outbox_registry_unlock();
 }
 
+/*
+ * Without the lock: whoever sees a message also sees the change that its
+ * session made before, since the message came by a lock that we took.
+ */
+bool
+outbox_registry_has_change(void)
+{
+	return my_entry->changed;
+}
+
 bool
 outbox_registry_take_change(void)
 {
 	bool		changed;
 
-	/* a stale answer is corrected by the latch that follows the change */
-	if (!my_entry->changed)
+	if (!outbox_registry_has_change())
 		return false;
 
 	outbox_registry_lock(LW_EXCLUSIVE);

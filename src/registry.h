@@ -86,8 +86,12 @@ extern void outbox_registry_set_error(const OutboxFailure *failure);
 /* The server is gone: no worker is to be started for it again. */
 extern void outbox_registry_retire(void);
 
-/* Whether servers of this database changed since the last call. */
+/*
+ * Whether servers of this database changed since the last take; has leaves
+ * that as it is.
+ */
 extern bool outbox_registry_take_change(void);
+extern bool outbox_registry_has_change(void);
 
 /*
  * Launcher only.

@@ -27,6 +27,7 @@
 #include "pgstat.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/jsonb.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
@@ -232,6 +233,12 @@ outbox_store_begin(void)
 						   SECURITY_LOCAL_USERID_CHANGE |
 						   SECURITY_RESTRICTED_OPERATION);
 	PushActiveSnapshot(GetTransactionSnapshot());
+
+	/*
+	 * Whoever sees a message must know what its session had altered before
+	 * it committed the message.
+	 */
+	AcceptInvalidationMessages();
 	SPI_connect();
 	return true;
 }

@@ -439,7 +439,10 @@ outbox_worker_move_messages(TimestampTz now)
 	worker->read = OUTBOX_READ_NOTHING;
 	if (!outbox_worker_draining() && may_run_sql)
 		outbox_worker_read();
-	if (worker->ready && !worker->blocked && !outbox_worker_draining())
+
+	/* what was just read may be meant for a server that is altered */
+	if (worker->ready && !worker->blocked && !outbox_worker_draining() &&
+		!outbox_registry_has_change())
 		outbox_pipeline_publish(worker->pipeline, worker->server,
 								worker->transport);
 	if (worker->transport != NULL)

@@ -108,7 +108,7 @@ sub begin_large_commit
 	my $backend = $session->query_safe('SELECT pg_backend_pid()');
 
 	$session->query_safe('BEGIN');
-	$session->query_safe(publish_sent('q', 100 * $round + 99, 150_000));
+	$session->query_safe(publish_sent('q', 100 * $round + 99, 500_000));
 	$session->{stdin} .= "COMMIT;\n";
 	$session->{run}->pump_nb;
 	wait_for(

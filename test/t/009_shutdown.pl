@@ -45,7 +45,7 @@ my $since = status($node, 'postgres', 'mes', 'since');
 my $offset = -s $node->logfile;
 $node->safe_psql('postgres', 'SELECT pg_sleep(8.5)');
 is(status($node, 'postgres', 'mes', 'since'), $since, 'idle: still connected');
-is(scalar(log_lines($node, qr/server "mes"/, $offset)),
+is(scalar(log_lines($node, qr/LOG:  server "mes"/, $offset)),
 	0, 'idle: nothing happened');
 my $connections = $broker->ctl('list_connections', 'timeout', 'state');
 like($connections, qr/^2\s+running$/m, 'the broker agreed to 2 s');
@@ -138,7 +138,7 @@ foreach my $i (1 .. 6)
 		"SELECT last_error_at > '$at' FROM amqp_outbox.server_status",
 		'another attempt');
 }
-cmp_ok(scalar(log_lines($node, qr/server "mes"/, $offset)),
+cmp_ok(scalar(log_lines($node, qr/LOG:  server "mes"/, $offset)),
 	'<=', 3, 'away: six attempts and more are told once');
 is(scalar(log_lines($node, qr/could not connect to host/, $offset)),
 	1, 'away: the reason stands in the log');
