@@ -440,9 +440,12 @@ outbox_worker_move_messages(TimestampTz now)
 	if (!outbox_worker_draining() && may_run_sql)
 		outbox_worker_read();
 
-	/* what was just read may be meant for a server that is altered */
+	/*
+	 * What was just read may be meant for a server that is altered.  And the
+	 * first message needs a receipt before it.
+	 */
 	if (worker->ready && !worker->blocked && !outbox_worker_draining() &&
-		!outbox_registry_has_change())
+		may_run_sql && !outbox_registry_has_change())
 		outbox_pipeline_publish(worker->pipeline, worker->server,
 								worker->transport);
 	if (worker->transport != NULL)
