@@ -39,6 +39,8 @@ my $sent = 'SELECT count(*) FROM sent';
 foreach my $how ('stop', 'kill9')
 {
 	wait_for_more($delivered, 500);
+	# it goes in the middle of many
+	$node->safe_psql('postgres', publish_sent('q', 10, 5000));
 	$broker->$how;
 	wait_state($node, 'postgres', 'mes', 'waiting');
 	isnt(status($node, 'postgres', 'mes', 'last_error'), '', "$how: last_error");

@@ -1,0 +1,43 @@
+# An error in the worker's own SQL is reported and tried again after a pause,
+# never in a tight loop; when its cause is gone everything goes on.
+
+use strict;
+use warnings FATAL => 'all';
+
+use AmqpOutboxTest;
+use Test::More;
+
+my $broker = AmqpOutboxTest::Broker->new('own_errors');
+my $node = new_node('main');
+
+create_server($node, 'postgres', 'mes', $broker);
+$broker->declare_queue('q');
+wait_state($node, 'postgres', 'mes', 'connected');
+
+sub errors
+{
+	return scalar(log_lines($node, qr/ERROR:  .*violates check constraint/));
+}
+
+foreach my $when ('first', 'later')
+{
+	my $before = errors();
+
+	$node->safe_psql('postgres',
+		'ALTER TABLE amqp_outbox.receipt ADD CONSTRAINT broken CHECK (false) NOT VALID');
+	$node->safe_psql('postgres',
+		"SELECT amqp_publish('', 'q', 'x', message_id => '$when')");
+	wait_true('several errors', sub { errors() >= $before + 3 });
+	cmp_ok(errors() - $before, '<', 10, "$when receipt: a pause after each error");
+	like(status($node, 'postgres', 'mes', 'last_error'),
+		qr/violates check constraint/, "$when receipt: shown in the status");
+
+	$node->safe_psql('postgres',
+		'ALTER TABLE amqp_outbox.receipt DROP CONSTRAINT broken');
+	wait_settled($node, 'postgres');
+	is_deeply([ $broker->fields('q', 'message_id') ], [ [$when] ],
+		"$when receipt: delivered once in the end");
+}
+
+finish_node($node, errors => qr{violates check constraint});
+done_testing();
