@@ -143,6 +143,28 @@ SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.outbox',
 		WHERE r.server_key OPERATOR(pg_catalog.=) outbox.server_key
 		AND r.through_id OPERATOR(pg_catalog.>=) outbox.id)');
 
+-- What logical replication applies to these tables is another database's.
+CREATE FUNCTION amqp_outbox.ignore_replicated()
+RETURNS trigger LANGUAGE C
+AS 'MODULE_PATHNAME', 'outbox_sql_ignore_replicated';
+COMMENT ON FUNCTION amqp_outbox.ignore_replicated() IS
+'drops rows that logical replication would write into the tables of amqp_outbox';
+
+DO $$
+DECLARE
+	t text;
+BEGIN
+	FOREACH t IN ARRAY ARRAY['identity', 'server_key', 'outbox', 'receipt',
+		'deferred', 'dead_letter', 'late']
+	LOOP
+		EXECUTE pg_catalog.format('CREATE TRIGGER ignore_replicated
+			BEFORE INSERT OR UPDATE OR DELETE ON amqp_outbox.%I
+			FOR EACH ROW EXECUTE FUNCTION amqp_outbox.ignore_replicated()', t);
+		EXECUTE pg_catalog.format('ALTER TABLE amqp_outbox.%I
+			ENABLE REPLICA TRIGGER ignore_replicated', t);
+	END LOOP;
+END $$;
+
 --
 -- Publishing
 --
@@ -274,7 +296,7 @@ SELECT s.server, o.id, o.message_id,
 		ELSE 'delivered' END AS status,
 	o.exchange, o.routing_key, o.body, o.headers, o.content_type,
 	o.content_encoding, o.persistent, o.priority, o.correlation_id, o.reply_to,
-	o.expiration_ms * interval '1 millisecond' AS expiration,
+	o.expiration_ms::float8 * interval '1 millisecond' AS expiration,
 	o.message_timestamp, o.type, o.user_id, o.app_id, o.mandatory,
 	o.enqueued_at, NULL::timestamptz AS due_at,
 	CASE WHEN l.id IS NOT NULL THEN l.delivered_at
@@ -295,7 +317,7 @@ UNION ALL
 SELECT s.server, d.id, d.message_id, 'retrying',
 	d.exchange, d.routing_key, d.body, d.headers, d.content_type,
 	d.content_encoding, d.persistent, d.priority, d.correlation_id, d.reply_to,
-	d.expiration_ms * interval '1 millisecond',
+	d.expiration_ms::float8 * interval '1 millisecond',
 	d.message_timestamp, d.type, d.user_id, d.app_id, d.mandatory,
 	d.enqueued_at, d.due_at, NULL, d.attempts, d.last_error
 FROM amqp_outbox.deferred d
@@ -304,7 +326,7 @@ UNION ALL
 SELECT s.server, d.id, d.message_id, 'dead',
 	d.exchange, d.routing_key, d.body, d.headers, d.content_type,
 	d.content_encoding, d.persistent, d.priority, d.correlation_id, d.reply_to,
-	d.expiration_ms * interval '1 millisecond',
+	d.expiration_ms::float8 * interval '1 millisecond',
 	d.message_timestamp, d.type, d.user_id, d.app_id, d.mandatory,
 	d.enqueued_at, NULL, NULL, d.attempts, d.last_error
 FROM amqp_outbox.dead_letter d
@@ -313,7 +335,7 @@ UNION ALL
 SELECT u.server, NULL, u.message_id, 'uncommitted',
 	u.exchange, u.routing_key, u.body, u.headers, u.content_type,
 	u.content_encoding, u.persistent, u.priority, u.correlation_id, u.reply_to,
-	u.expiration_ms * interval '1 millisecond',
+	u.expiration_ms::float8 * interval '1 millisecond',
 	u.message_timestamp, u.type, u.user_id, u.app_id, u.mandatory,
 	u.enqueued_at, NULL, NULL, 0, NULL
 FROM amqp_outbox.uncommitted() u;
@@ -469,6 +491,7 @@ COMMENT ON FUNCTION amqp_outbox.adopt() IS
 -- wake(), adopt()          -           -           EXECUTE
 --
 REVOKE ALL ON FUNCTION amqp_outbox.validator(text[], oid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION amqp_outbox.ignore_replicated() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.uncommitted() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.worker() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.horizon() FROM PUBLIC;

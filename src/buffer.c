@@ -326,6 +326,8 @@ outbox_buffer_flush(void)
 	old_context = MemoryContextSwitchTo(buffer->context);
 	if (buffer->count > buffer->dropped)
 	{
+		/* locks on several servers are always taken in one order */
+		list_sort(buffer->servers, list_oid_cmp);
 		flush = outbox_flush_begin(buffer->count - buffer->dropped,
 								   buffer->servers);
 		outbox_buffer_visit(outbox_buffer_add_to_flush, flush);

@@ -173,28 +173,30 @@ outbox_catalog_largest_key(Relation rel)
 /*
  * Make a key.  Serialized by a lock that is held to the end of the
  * transaction, which is about to commit: only the first message ever to a
- * server comes here.
+ * server comes here.  It is the first strong lock on the table, so that two
+ * of us cannot wait for each other.
  */
 static int32
-outbox_catalog_make_key(Relation rel, const NameData *server)
+outbox_catalog_make_key(Oid relid, const NameData *server)
 {
-	Datum		values[Natts_server_key];
-	bool		nulls[Natts_server_key] = {false};
-	HeapTuple	tuple;
-	int32		server_key;
+	Relation	rel = table_open(relid, ShareRowExclusiveLock);
+	int32		server_key = outbox_catalog_find_key(rel, server);
 
-	LockRelation(rel, ShareRowExclusiveLock);
-	server_key = outbox_catalog_find_key(rel, server);
-	if (server_key != 0)
-		return server_key;
+	if (server_key == 0)
+	{
+		Datum		values[Natts_server_key];
+		bool		nulls[Natts_server_key] = {false};
+		HeapTuple	tuple;
 
-	server_key = outbox_catalog_largest_key(rel) + 1;
-	values[0] = Int32GetDatum(server_key);
-	values[1] = NameGetDatum(server);
-	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
-	CatalogTupleInsert(rel, tuple);
-	heap_freetuple(tuple);
-	CommandCounterIncrement();
+		server_key = outbox_catalog_largest_key(rel) + 1;
+		values[0] = Int32GetDatum(server_key);
+		values[1] = NameGetDatum(server);
+		tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+		CatalogTupleInsert(rel, tuple);
+		heap_freetuple(tuple);
+		CommandCounterIncrement();
+	}
+	table_close(rel, NoLock);
 	return server_key;
 }
 
@@ -211,16 +213,14 @@ outbox_catalog_server_key(const NameData *server)
 	if (entry)
 		return entry->key;
 
-	rel = table_open(relid, RowExclusiveLock);
+	rel = table_open(relid, AccessShareLock);
 	server_key = outbox_catalog_find_key(rel, server);
-	if (server_key != 0)
-	{
-		entry = hash_search(key_cache, server, HASH_ENTER, NULL);
-		entry->key = server_key;
-	}
-	else
-		server_key = outbox_catalog_make_key(rel, server);
-	table_close(rel, NoLock);
+	table_close(rel, AccessShareLock);
+	if (server_key == 0)
+		return outbox_catalog_make_key(relid, server);
+
+	entry = hash_search(key_cache, server, HASH_ENTER, NULL);
+	entry->key = server_key;
 	return server_key;
 }
 
@@ -238,7 +238,7 @@ outbox_catalog_rename_server(const char *old_name, const char *new_name)
 	namestrcpy(&old_server, old_name);
 	namestrcpy(&new_server, new_name);
 
-	rel = table_open(relid, RowExclusiveLock);
+	rel = table_open(relid, ShareRowExclusiveLock);
 	tuple = outbox_catalog_find_row(rel, &old_server);
 	if (HeapTupleIsValid(tuple))
 	{

@@ -41,6 +41,14 @@ outbox_proc_pid(int procno)
 	pg_foreign_server_aclcheck((serverid), (userid), ACL_USAGE)
 #endif
 
+#if PG_VERSION_NUM >= 160000
+#define outbox_owns_database(dboid, userid) \
+	object_ownercheck(DatabaseRelationId, (dboid), (userid))
+#else
+#define outbox_owns_database(dboid, userid) \
+	pg_database_ownercheck((dboid), (userid))
+#endif
+
 /*
  * Named wait events for extensions came with 17; before, each shows as
  * "Extension".

@@ -17,7 +17,9 @@
 #include "access/xact.h"
 #include "catalog/index.h"
 #include "catalog/indexing.h"
+#include "catalog/pg_foreign_server.h"
 #include "nodes/execnodes.h"
+#include "storage/lmgr.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -71,6 +73,9 @@ outbox_flush_map_servers(OutboxFlush *flush, List *servers)
 		OutboxFlushServer *map = &flush->servers[flush->nservers];
 		NameData	name;
 
+		/* no DROP or RENAME between this look and the end of our commit */
+		LockDatabaseObject(ForeignServerRelationId, lfirst_oid(lc), 0,
+						   AccessShareLock);
 		if (!outbox_server_get_name(lfirst_oid(lc), &name))
 			continue;
 		map->serverid = lfirst_oid(lc);

@@ -148,23 +148,23 @@ outbox_horizon_in_use(int database)
 }
 
 /*
- * An entry for a new counter: that of a former outbox of this database, which
- * was dropped, or an unused one; -1 if there is none.
+ * An entry for a new counter: an unused one, else that of a former outbox of
+ * this database; -1 if there is none.
  */
 static int
 outbox_horizon_find_room(void)
 {
-	int			unused = -1;
+	int			former = -1;
 
 	for (int i = 0; i < OUTBOX_MAX_DATABASES; i++)
 	{
+		if (!OidIsValid(shared->databases[i].dboid))
+			return i;
 		if (shared->databases[i].dboid == MyDatabaseId &&
 			!outbox_horizon_in_use(i))
-			return i;
-		if (!OidIsValid(shared->databases[i].dboid) && unused < 0)
-			unused = i;
+			former = i;
 	}
-	return unused;
+	return former;
 }
 
 bool
@@ -190,13 +190,18 @@ outbox_horizon_seed(Oid outbox_relid, int64 next_id)
 	{
 		i = outbox_horizon_find_room();
 		if (i >= 0)
-			shared->databases[i] = (OutboxDatabase)
-			{
-				.dboid = MyDatabaseId,
-				.outbox_relid = outbox_relid,
-				.next_id = next_id,
-				.commit_lsn = InvalidXLogRecPtr
-			};
+		{
+			OutboxDatabase *database = &shared->databases[i];
+
+			/*
+			 * If it was that of a former outbox, the new one may be rolled
+			 * back and the former one be here again: its ids and its LSN
+			 * must not go back.
+			 */
+			database->dboid = MyDatabaseId;
+			database->outbox_relid = outbox_relid;
+			database->next_id = Max(next_id, database->next_id);
+		}
 	}
 	LWLockRelease(shared->lock);
 
@@ -219,6 +224,33 @@ outbox_horizon_raise(Oid outbox_relid, int64 next_id)
 	i = outbox_horizon_find(outbox_relid);
 	if (i >= 0 && shared->databases[i].next_id < next_id)
 		shared->databases[i].next_id = next_id;
+	LWLockRelease(shared->lock);
+}
+
+void
+outbox_horizon_forget_databases(const List *databases)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < OUTBOX_MAX_DATABASES; i++)
+	{
+		if (OidIsValid(shared->databases[i].dboid) &&
+			!list_member_oid(databases, shared->databases[i].dboid) &&
+			!outbox_horizon_in_use(i))
+			memset(&shared->databases[i], 0, sizeof(OutboxDatabase));
+	}
+	LWLockRelease(shared->lock);
+}
+
+void
+outbox_horizon_raise_lsn(XLogRecPtr commit_lsn)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < OUTBOX_MAX_DATABASES; i++)
+	{
+		if (shared->databases[i].dboid == MyDatabaseId &&
+			shared->databases[i].commit_lsn < commit_lsn)
+			shared->databases[i].commit_lsn = commit_lsn;
+	}
 	LWLockRelease(shared->lock);
 }
 

@@ -12,6 +12,7 @@
 
 #include "access/xlogdefs.h"
 #include "datatype/timestamp.h"
+#include "nodes/pg_list.h"
 #include "storage/latch.h"
 
 /* For shared.c: ask for the memory, and set it up or find it. */
@@ -30,6 +31,12 @@ extern void outbox_horizon_seed(Oid outbox_relid, int64 next_id);
 
 /* Set the counter, or raise it if it is lower. */
 extern void outbox_horizon_raise(Oid outbox_relid, int64 next_id);
+
+/* Launcher: these are all databases there are (OIDs). */
+extern void outbox_horizon_forget_databases(const List *databases);
+
+/* A commit in this database that concerns deferred messages ended there. */
+extern void outbox_horizon_raise_lsn(XLogRecPtr commit_lsn);
 
 /*
  * Take n consecutive ids for the current transaction, which is registered

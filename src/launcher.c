@@ -38,6 +38,7 @@
 #include "utils/snapmgr.h"
 
 #include "compat.h"
+#include "horizon.h"
 #include "launcher.h"
 #include "registry.h"
 #include "settings.h"
@@ -157,6 +158,7 @@ outbox_launcher_scan_databases(void)
 	table_endscan(scan);
 	table_close(rel, AccessShareLock);
 	outbox_registry_forget_databases(all);
+	outbox_horizon_forget_databases(all);
 	foreach(lc, launcher->scans)
 	{
 		if (!list_member_oid(all, lfirst_oid(lc)))

@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "commands/trigger.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
@@ -33,6 +34,7 @@ PG_FUNCTION_INFO_V1(outbox_sql_uncommitted);
 PG_FUNCTION_INFO_V1(outbox_sql_worker);
 PG_FUNCTION_INFO_V1(outbox_sql_horizon);
 PG_FUNCTION_INFO_V1(outbox_sql_adopt);
+PG_FUNCTION_INFO_V1(outbox_sql_ignore_replicated);
 PG_FUNCTION_INFO_V1(outbox_sql_wake);
 
 static void
@@ -146,6 +148,17 @@ outbox_sql_adopt(PG_FUNCTION_ARGS)
 						 outbox_catalog_next_id());
 	outbox_utility_note_change();
 	PG_RETURN_VOID();
+}
+
+/* An ENABLE REPLICA trigger before each row: the row goes nowhere. */
+Datum
+outbox_sql_ignore_replicated(PG_FUNCTION_ARGS)
+{
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("amqp_outbox.ignore_replicated() is a trigger function")));
+	return PointerGetDatum(NULL);
 }
 
 /* Takes effect at commit, like all that the workers shall hear of. */

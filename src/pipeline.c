@@ -194,8 +194,8 @@ outbox_pipeline_room_bytes(const OutboxPipeline *pipeline)
 	return used < OUTBOX_LEDGER_BYTES ? OUTBOX_LEDGER_BYTES - used : 0;
 }
 
-/* Read the outbox below the horizon.  Returns how many messages. */
-static int
+/* Read the outbox below the horizon. */
+static void
 outbox_pipeline_read_outbox(OutboxPipeline *pipeline, int64 horizon,
 							const OutboxServer *server)
 {
@@ -217,11 +217,10 @@ outbox_pipeline_read_outbox(OutboxPipeline *pipeline, int64 horizon,
 	}
 	if (complete)
 		pipeline->read_through = horizon - 1;
-	return n;
 }
 
-/* Read deferred messages that are due.  Returns how many. */
-static int
+/* Read deferred messages that are due. */
+static void
 outbox_pipeline_read_due(OutboxPipeline *pipeline, TimestampTz now,
 						 const OutboxServer *server)
 {
@@ -238,7 +237,6 @@ outbox_pipeline_read_due(OutboxPipeline *pipeline, TimestampTz now,
 	pipeline->deferred += n;
 	if (n == 0)
 		pipeline->next_due = outbox_store_next_due(pipeline->server_key);
-	return n;
 }
 
 static bool
@@ -263,7 +261,6 @@ outbox_pipeline_read(OutboxPipeline *pipeline, const OutboxServer *server)
 	OutboxServer current = *server;
 	TimestampTz now;
 	int64		horizon;
-	int			n = 0;
 
 	if (!outbox_pipeline_has_room(pipeline))
 	{
@@ -284,23 +281,17 @@ outbox_pipeline_read(OutboxPipeline *pipeline, const OutboxServer *server)
 
 	if (!outbox_store_begin())
 		return OUTBOX_READ_GONE;
+	pipeline->durable = false;
 	if (pipeline->server_key == 0)
 		result = outbox_pipeline_open(pipeline);
 	outbox_option_message_defaults(server->serverid, &current.persistent,
 								   &current.mandatory);
 	if (pipeline->server_key != 0 && horizon > pipeline->read_through + 1)
-		n += outbox_pipeline_read_outbox(pipeline, horizon, &current);
+		outbox_pipeline_read_outbox(pipeline, horizon, &current);
 	if (pipeline->server_key != 0 && outbox_pipeline_has_due(pipeline, now))
-		n += outbox_pipeline_read_due(pipeline, now, &current);
+		outbox_pipeline_read_due(pipeline, now, &current);
 	outbox_store_commit();
 
-	if (n > 0)
-	{
-		XLogRecPtr	lsn = outbox_horizon_commit_lsn(pipeline->outbox);
-
-		pipeline->durable_lsn = Max(pipeline->durable_lsn, lsn);
-		pipeline->durable = false;
-	}
 	return result;
 }
 
@@ -317,9 +308,13 @@ outbox_pipeline_read(OutboxPipeline *pipeline, const OutboxServer *server)
 static bool
 outbox_pipeline_is_durable(OutboxPipeline *pipeline)
 {
+	XLogRecPtr	lsn;
+
 	if (pipeline->durable)
 		return true;
 
+	lsn = outbox_horizon_commit_lsn(pipeline->outbox);
+	pipeline->durable_lsn = Max(pipeline->durable_lsn, lsn);
 	XLogFlush(pipeline->durable_lsn);
 	if (max_wal_senders > 0 &&
 		SyncRepStandbyNames != NULL && SyncRepStandbyNames[0] != '\0')
@@ -605,6 +600,16 @@ outbox_pipeline_write_receipt(OutboxPipeline *pipeline,
 	outbox_ledger_remove(pipeline->ledger, n);
 }
 
+/* Milliseconds until the receipt is due, also if the clock was set back. */
+static long
+outbox_pipeline_receipt_wait(const OutboxPipeline *pipeline)
+{
+	long		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+													 pipeline->receipt_due);
+
+	return ms > OUTBOX_RECEIPT_MS ? 0 : ms;
+}
+
 void
 outbox_pipeline_settle(OutboxPipeline *pipeline, const OutboxServer *server,
 					   bool now)
@@ -614,7 +619,7 @@ outbox_pipeline_settle(OutboxPipeline *pipeline, const OutboxServer *server,
 	if (n == 0)
 		return;
 	if (!now && n < OUTBOX_RECEIPT_ROWS &&
-		pipeline->receipt_due > GetCurrentTimestamp())
+		outbox_pipeline_receipt_wait(pipeline) > 0)
 		return;
 
 	outbox_pipeline_write_receipt(pipeline, server, n, false);
@@ -679,7 +684,7 @@ outbox_pipeline_timeout(const OutboxPipeline *pipeline, bool publishing)
 	long		ms = -1;
 
 	if (pipeline->receipt_due != 0)
-		ms = outbox_sooner(ms, TimestampDifferenceMilliseconds(now, pipeline->receipt_due));
+		ms = outbox_sooner(ms, outbox_pipeline_receipt_wait(pipeline));
 	if (!publishing)
 		return ms;
 	if (pipeline->next_due != 0 && pipeline->deferred == 0 &&

@@ -39,6 +39,7 @@ typedef struct OutboxWorkerEntry
 	bool		in_use;
 	bool		wanted;			/* its server exists */
 	bool		starting;		/* the launcher asked for a process */
+	int			failures;		/* processes that ended before they attached */
 	bool		changed;		/* for outbox_registry_take_change() */
 	TimestampTz start_at;		/* not before this time */
 	Latch	   *latch;			/* of the process, NULL without one */
@@ -50,6 +51,7 @@ typedef struct OutboxRegistryShared
 	LWLock	   *lock;
 	Latch	   *launcher;		/* NULL: none is running */
 	Oid			holds[OUTBOX_MAX_HOLDS];	/* InvalidOid: unused */
+	bool		starved;		/* a server found no entry */
 	bool		scan_all;
 	int			nscans;
 	Oid			scans[OUTBOX_MAX_SCANS];
@@ -313,8 +315,15 @@ outbox_registry_add(Oid dboid, Oid serverid)
 static void
 outbox_registry_free_if_unused(OutboxWorkerEntry *entry)
 {
-	if (!entry->wanted && !entry->starting && entry->status.pid == 0)
-		entry->in_use = false;
+	if (entry->wanted || entry->starting || entry->status.pid != 0)
+		return;
+	entry->in_use = false;
+	if (shared->starved)
+	{
+		shared->starved = false;
+		shared->scan_all = true;
+		outbox_registry_wake_launcher();
+	}
 }
 
 /*
@@ -361,6 +370,8 @@ outbox_registry_report(Oid dboid, const Oid *servers, int nservers)
 		if (!outbox_registry_add(dboid, servers[i]))
 			without_room++;
 	}
+	if (without_room > 0)
+		shared->starved = true;
 	outbox_registry_wake_launcher();
 	outbox_registry_unlock();
 	return without_room;
@@ -390,6 +401,7 @@ outbox_registry_attach(int i, Oid dboid, Oid *serverid)
 		entry->status.pid == 0)
 	{
 		entry->starting = false;
+		entry->failures = 0;
 		entry->latch = MyLatch;
 		entry->status.pid = MyProcPid;
 		entry->status.state = OUTBOX_WORKER_STARTING;
@@ -502,6 +514,13 @@ outbox_registry_set_launcher(Latch *latch)
 {
 	outbox_registry_lock(LW_EXCLUSIVE);
 	shared->launcher = latch;
+
+	/*
+	 * What a former launcher was about to start is nobody's business any
+	 * more; if it comes late, one of two processes finds the entry taken.
+	 */
+	for (int i = 0; i < outbox_max_workers; i++)
+		shared->entries[i].starting = false;
 	outbox_registry_unlock();
 }
 
@@ -563,12 +582,15 @@ void
 outbox_registry_not_running(int i, int retry_ms)
 {
 	OutboxWorkerEntry *entry = &shared->entries[i];
-	TimestampTz start_at =
-		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), retry_ms);
+	TimestampTz now = GetCurrentTimestamp();
+	int			pause = retry_ms;
 
 	outbox_registry_lock(LW_EXCLUSIVE);
+	if (entry->starting)
+		pause = Min(retry_ms << Min(entry->failures++, 10),
+					OUTBOX_RESTART_LAST_MS);
 	entry->starting = false;
-	entry->start_at = start_at;
+	entry->start_at = TimestampTzPlusMilliseconds(now, pause);
 	outbox_registry_free_if_unused(entry);
 	outbox_registry_unlock();
 }

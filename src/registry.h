@@ -31,8 +31,9 @@ typedef enum OutboxWorkerState
 
 extern const char *outbox_worker_state_name(OutboxWorkerState state);
 
-/* A worker that ended is started again after this time. */
-#define OUTBOX_RESTART_MS	1000
+/* A worker that ended is started again after this time; it grows if in vain. */
+#define OUTBOX_RESTART_MS		1000
+#define OUTBOX_RESTART_LAST_MS	60000
 
 #define OUTBOX_HOST_LEN		262	/* a DNS name, a colon, a port */
 

@@ -20,18 +20,27 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/objectaccess.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_database.h"
 #include "catalog/pg_foreign_server.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "tcop/utility.h"
+#include "utils/acl.h"
 #include "utils/resowner.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
 #include "catalog.h"
+#include "compat.h"
+#include "horizon.h"
 #include "registry.h"
 #include "server.h"
 #include "settings.h"
@@ -143,15 +152,55 @@ outbox_statement_database(Node *parsetree)
 	}
 }
 
-static void
-outbox_utility_hold(const char *database)
+/* The role's attribute CREATEDB, which superusers need not have. */
+static bool
+outbox_utility_has_createdb(void)
 {
-	Oid			dboid = get_database_oid(database, true);
+	HeapTuple	tuple = SearchSysCache1(AUTHOID,
+										ObjectIdGetDatum(GetUserId()));
+	bool		createdb;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	createdb = ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
+	ReleaseSysCache(tuple);
+	return createdb;
+}
+
+/*
+ * Whether the statement can succeed as far as rights are concerned: nobody
+ * else is to stop workers.  (A template may be copied by whoever may create
+ * databases.)
+ */
+static bool
+outbox_utility_may_hold(Oid dboid, Node *parsetree)
+{
+	HeapTuple	tuple;
+	bool		may_copy;
+
+	if (outbox_owns_database(dboid, GetUserId()))
+		return true;
+	if (!IsA(parsetree, CreatedbStmt) || !outbox_utility_has_createdb())
+		return false;
+	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(dboid));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	may_copy = ((Form_pg_database) GETSTRUCT(tuple))->datistemplate;
+	ReleaseSysCache(tuple);
+	return may_copy;
+}
+
+static void
+outbox_utility_hold(Node *parsetree)
+{
+	const char *database = outbox_statement_database(parsetree);
+	Oid			dboid = database ? get_database_oid(database, true) : InvalidOid;
 	TimestampTz give_up =
 		TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 									outbox_drain_timeout + OUTBOX_LEAVE_MS);
 
-	if (!OidIsValid(dboid) || OidIsValid(held_database))
+	if (!OidIsValid(dboid) || OidIsValid(held_database) ||
+		!outbox_utility_may_hold(dboid, parsetree))
 		return;
 	held_database = dboid;
 	outbox_registry_hold(dboid);
@@ -221,13 +270,13 @@ outbox_utility_process(PlannedStmt *pstmt, const char *queryString,
 					   ParamListInfo params, QueryEnvironment *queryEnv,
 					   DestReceiver *dest, QueryCompletion *qc)
 {
-	const char *database = outbox_statement_database(pstmt->utilityStmt);
 	bool		was_dropping = dropping_extension;
 
 	if (outbox_statement_concerns_servers(pstmt->utilityStmt))
 		outbox_utility_note_change();
-	if (database)
-		outbox_utility_hold(database);
+	/* these statements refuse to run in a block, and so do not need a hold */
+	if (context == PROCESS_UTILITY_TOPLEVEL && !IsTransactionBlock())
+		outbox_utility_hold(pstmt->utilityStmt);
 
 	PG_TRY();
 	{
@@ -265,7 +314,10 @@ outbox_utility_transaction_ended(ResourceReleasePhase phase, bool isCommit,
 		outbox_registry_release(held_database);
 	held_database = InvalidOid;
 	if (servers_changed && isCommit)
+	{
+		outbox_horizon_raise_lsn(XactLastCommitEnd);
 		outbox_registry_database_changed(MyDatabaseId);
+	}
 	servers_changed = false;
 }
 

@@ -554,7 +554,8 @@ outbox_worker_check_requests(TimestampTz now)
 static void
 outbox_worker_check_drained(TimestampTz now)
 {
-	if (!outbox_worker_draining())
+	if (!outbox_worker_draining() ||
+		(!worker->stopping && now < worker->sql_retry_at))
 		return;
 	if (worker->transport != NULL && now < worker->drain_until &&
 		outbox_pipeline_in_flight(worker->pipeline) > 0)
@@ -657,14 +658,19 @@ outbox_worker_timeout(TimestampTz now)
 		timeout = outbox_worker_until(outbox_worker_confirm_deadline(), now,
 									  timeout);
 	}
-	if (outbox_worker_draining())
+	if (worker->stopping)
 		timeout = outbox_worker_until(Max(worker->drain_until, 1), now,
+									  timeout);
+	else if (worker->reconnecting)
+		timeout = outbox_worker_until(Max(worker->drain_until,
+										  worker->sql_retry_at), now,
 									  timeout);
 	if (worker->sql_retry_at != 0)
 		return outbox_worker_until(worker->sql_retry_at, now, timeout);
 
 	ms = outbox_pipeline_timeout(worker->pipeline, worker->ready &&
-								 !worker->blocked);
+								 !worker->blocked &&
+								 !outbox_worker_draining());
 	return timeout < 0 ? ms : ms < 0 ? timeout : Min(timeout, ms);
 }
 

@@ -416,7 +416,7 @@ sub stop_load
 		"SELECT count(*) = 0 FROM pg_stat_activity
 			WHERE application_name = '$load->{name}'",
 		"end of the load's sessions");
-	return $load->{output} !~ /aborted|error:/;
+	return $load->{output} !~ /aborted|error:|failed transactions: [1-9]/;
 }
 
 END

@@ -144,5 +144,23 @@ is( join('', map { substr($_->[1], 0, 1) } @$received[ 100 .. 119 ]),
 	'3' x 10 . '2' x 10,
 	'in the order of their commits');
 
+#
+# The very first messages of a database, by several sessions at once
+#
+
+foreach my $i (1 .. 10)
+{
+	$node->safe_psql('postgres', "CREATE DATABASE new$i");
+	create_server($node, "new$i", 'mes', $broker);
+	create_sent($node, "new$i");
+	$load = start_load(
+		$node, "SELECT publish_sent('', 'q', :client_id)",
+		database => "new$i", clients => 4, transactions => 5);
+	ok(stop_load($load, await => 1), "first messages, load $i ran");
+	wait_settled($node, "new$i");
+	check_account(committed($node, "new$i"),
+		$broker->received('q'), "first messages $i");
+}
+
 finish_node($node);
 done_testing();

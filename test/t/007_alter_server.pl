@@ -172,7 +172,7 @@ check_account(committed($node, 'postgres'),
 is(worker_pid($node, 'postgres', 'mes'), $pid, 'by one and the same worker');
 
 #
-# A change holds for what is published after it, each time
+# A change holds for what is published after it, at once and each time
 #
 
 $load = start_load($node, <<'END', clients => 2, rate => 300);
@@ -190,6 +190,7 @@ ALTER SERVER mes OPTIONS ($verb persistent '$persistent');
 SELECT amqp_publish('', 'r', '$i'::text);
 END
 	push @expected, "$i " . ($i % 2 ? 1 : 2);
+	wait_true("message $i", sub { return $broker->count('r') == $i });
 }
 wait_settled($node, 'postgres');
 is_deeply(

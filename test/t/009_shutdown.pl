@@ -59,7 +59,7 @@ foreach my $i (1 .. 4)
 {
 	my $delivered = status($node, 'postgres', 'mes', 'delivered');
 
-	$node->safe_psql('postgres', publish_sent('q', $i, 10_000));
+	$node->safe_psql('postgres', publish_sent('q', $i, 40_000));
 	wait_for($node, 'postgres',
 		"SELECT delivered > $delivered FROM amqp_outbox.server_status",
 		'messages on their way');
