@@ -54,21 +54,24 @@ like($connections, qr/^2\s+running$/m, 'the broker agreed to 2 s');
 # Fast shutdown with messages in flight
 #
 
-my $name = 'drained';
+# Whether it came in the middle is seen before anything more is published.
+my $in_the_middle = 0;
 foreach my $i (1 .. 4)
 {
 	my $delivered = status($node, 'postgres', 'mes', 'delivered');
 
-	$node->safe_psql('postgres', publish_sent('q', $i, 40_000));
+	$node->safe_psql('postgres', publish_sent('q', $i, 15_000));
 	wait_for($node, 'postgres',
 		"SELECT delivered > $delivered FROM amqp_outbox.server_status",
 		'messages on their way');
+	$node->append_conf('postgresql.conf', 'amqp_outbox.enabled = off');
 	$node->stop('fast');
 	$node->start;
-	cmp_ok(status($node, 'postgres', 'mes', 'backlog'),
-		'>', 0, "stop $i came in the middle")
-	  if $i == 1;
+	$in_the_middle++ if status($node, 'postgres', 'mes', 'backlog') > 0;
+	$node->append_conf('postgresql.conf', 'amqp_outbox.enabled = on');
+	$node->reload;
 }
+cmp_ok($in_the_middle, '>', 0, 'stops came in the middle');
 wait_settled($node, 'postgres');
 check_account(committed($node, 'postgres'),
 	$broker->received('q'), 'drained at each stop');
