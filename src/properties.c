@@ -103,7 +103,7 @@ build_integer(const char *digits, amqp_field_value_t *field)
 				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
 				 errmsg("header value is out of range for an integer of 64 bits"),
 				 errdetail("The number begins with \"%.40s\".", digits),
-				 errhint("Write the number as a string, or with a fraction to send it as a double.")));
+				 errhint("Write the number as a string, or without exponent and with a decimal point to send it as a double.")));
 }
 
 static void
