@@ -9,9 +9,9 @@ DATA = sql/amqp_outbox--1.0.sql
 PGFILEDESC = "amqp_outbox - transactional outbox for AMQP"
 
 # In the order of the rooms: a file uses only files that stand before it.
-ROOMS = message settings horizon registry shared catalog option server flush \
-	buffer store ledger destination stream properties wire login returned \
-	transport_amqp091 pipeline worker launcher utility publish \
+ROOMS = message settings horizon registry shared catalog leaf option server \
+	flush buffer store ledger destination stream properties wire login returned \
+	transport_amqp091 pipeline rotation worker launcher utility publish \
 	monitor amqp_outbox
 OBJS = $(patsubst %,src/%.o,$(ROOMS))
 

@@ -66,10 +66,11 @@ CREATE TABLE amqp_outbox.outbox (
 	user_id text,
 	app_id text,
 	mandatory boolean,
-	PRIMARY KEY (server_key, id)
-) WITH (autovacuum_vacuum_insert_threshold = -1);
+	PRIMARY KEY (server_key, id),
+	CONSTRAINT leaves_only CHECK (false) NO INHERIT
+);
 COMMENT ON TABLE amqp_outbox.outbox IS
-'committed messages in commit order; append-only';
+'committed messages in commit order; append-only; rows stand in its leaves';
 
 CREATE TABLE amqp_outbox.receipt (
 	server_key integer NOT NULL,
@@ -81,10 +82,11 @@ CREATE TABLE amqp_outbox.receipt (
 	rejected bigint NOT NULL,
 	accepted bigint NOT NULL,
 	clean boolean NOT NULL,
-	PRIMARY KEY (server_key, through_id, receipt_no)
-) WITH (autovacuum_vacuum_insert_threshold = -1);
+	PRIMARY KEY (server_key, through_id, receipt_no),
+	CONSTRAINT leaves_only CHECK (false) NO INHERIT
+);
 COMMENT ON TABLE amqp_outbox.receipt IS
-'each row: this server has settled everything through this id; counts are totals so far; clean: its worker ended and left nothing in doubt; append-only';
+'each row: this server has settled everything through this id; counts are totals so far; clean: its worker ended and left nothing in doubt; append-only; rows stand in its leaves';
 
 CREATE TABLE amqp_outbox.deferred (
 	LIKE amqp_outbox.outbox,
@@ -125,43 +127,80 @@ CREATE TABLE amqp_outbox.late (
 	id bigint NOT NULL,
 	delivered_at timestamptz,
 	attempts integer NOT NULL,
-	PRIMARY KEY (server_key, id)
-) WITH (autovacuum_vacuum_insert_threshold = -1);
+	PRIMARY KEY (server_key, id),
+	CONSTRAINT leaves_only CHECK (false) NO INHERIT
+);
 COMMENT ON TABLE amqp_outbox.late IS
-'when deferred messages were delivered in the end (null: discarded instead); append-only';
+'when deferred messages were delivered in the end (null: discarded instead); append-only; rows stand in its leaves';
+
+--
+-- The ring: what is only appended to stands in leaves, of which one is
+-- written; the oldest is emptied as a whole when nobody needs it any more (see
+-- src/rotation.c).  Their number is known to src/catalog.h.  The parents are
+-- empty; their keys let the planner read all leaves in the order of the key.
+--
+DO $$
+BEGIN
+	FOR leaf IN 0 .. 3 LOOP
+		EXECUTE pg_catalog.format('
+			CREATE TABLE amqp_outbox.outbox_%1$s (PRIMARY KEY (server_key, id))
+				INHERITS (amqp_outbox.outbox)
+				WITH (autovacuum_vacuum_insert_threshold = -1);
+			CREATE TABLE amqp_outbox.receipt_%1$s
+				(PRIMARY KEY (server_key, through_id, receipt_no))
+				INHERITS (amqp_outbox.receipt)
+				WITH (autovacuum_vacuum_insert_threshold = -1);
+			CREATE TABLE amqp_outbox.late_%1$s (PRIMARY KEY (server_key, id))
+				INHERITS (amqp_outbox.late)
+				WITH (autovacuum_vacuum_insert_threshold = -1)', leaf);
+	END LOOP;
+END $$;
 
 -- What is settled is not dumped again with its body: it must not be delivered
 -- twice.  Note that pg_dump --schema-only dumps these rows too.
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.identity', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.server_key', '');
-SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.receipt', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.deferred', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.dead_letter', '');
-SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.late', '');
-SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.outbox',
-	'WHERE NOT EXISTS (SELECT FROM amqp_outbox.receipt r
-		WHERE r.server_key OPERATOR(pg_catalog.=) outbox.server_key
-		AND r.through_id OPERATOR(pg_catalog.>=) outbox.id)');
+DO $$
+BEGIN
+	FOR leaf IN 0 .. 3 LOOP
+		PERFORM pg_catalog.pg_extension_config_dump(
+			pg_catalog.format('amqp_outbox.receipt_%s', leaf)::pg_catalog.regclass, '');
+		PERFORM pg_catalog.pg_extension_config_dump(
+			pg_catalog.format('amqp_outbox.late_%s', leaf)::pg_catalog.regclass, '');
+		PERFORM pg_catalog.pg_extension_config_dump(
+			pg_catalog.format('amqp_outbox.outbox_%s', leaf)::pg_catalog.regclass,
+			pg_catalog.format('WHERE NOT EXISTS (SELECT FROM amqp_outbox.receipt r
+				WHERE r.server_key OPERATOR(pg_catalog.=) outbox_%1$s.server_key
+				AND r.through_id OPERATOR(pg_catalog.>=) outbox_%1$s.id)', leaf));
+	END LOOP;
+END $$;
 
 -- What logical replication applies to these tables is another database's.
 CREATE FUNCTION amqp_outbox.ignore_replicated()
 RETURNS trigger LANGUAGE C
 AS 'MODULE_PATHNAME', 'outbox_sql_ignore_replicated';
 COMMENT ON FUNCTION amqp_outbox.ignore_replicated() IS
-'drops rows that logical replication would write into the tables of amqp_outbox';
+'drops rows that logical replication would write into the tables of amqp_outbox, and refuses a TRUNCATE by it';
 
 DO $$
 DECLARE
-	t text;
+	t pg_catalog.regclass;
 BEGIN
-	FOREACH t IN ARRAY ARRAY['identity', 'server_key', 'outbox', 'receipt',
-		'deferred', 'dead_letter', 'late']
+	FOR t IN SELECT c.oid FROM pg_catalog.pg_class c
+		WHERE c.relkind OPERATOR(pg_catalog.=) 'r'
+		AND c.relnamespace OPERATOR(pg_catalog.=) 'amqp_outbox'::pg_catalog.regnamespace
 	LOOP
 		EXECUTE pg_catalog.format('CREATE TRIGGER ignore_replicated
-			BEFORE INSERT OR UPDATE OR DELETE ON amqp_outbox.%I
+			BEFORE INSERT OR UPDATE OR DELETE ON %s
 			FOR EACH ROW EXECUTE FUNCTION amqp_outbox.ignore_replicated()', t);
-		EXECUTE pg_catalog.format('ALTER TABLE amqp_outbox.%I
-			ENABLE REPLICA TRIGGER ignore_replicated', t);
+		EXECUTE pg_catalog.format('CREATE TRIGGER refuse_replicated
+			BEFORE TRUNCATE ON %s
+			FOR EACH STATEMENT EXECUTE FUNCTION amqp_outbox.ignore_replicated()', t);
+		EXECUTE pg_catalog.format('ALTER TABLE %s
+			ENABLE REPLICA TRIGGER ignore_replicated,
+			ENABLE REPLICA TRIGGER refuse_replicated', t);
 	END LOOP;
 END $$;
 
@@ -281,6 +320,12 @@ RETURNS record LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'outbox_sql_horizon';
 COMMENT ON FUNCTION amqp_outbox.horizon() IS
 'workers read ids below the horizon; a transaction that is still committing holds it; nulls before the first message since the server started';
+
+CREATE FUNCTION amqp_outbox.leaf()
+RETURNS integer LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'outbox_sql_leaf';
+COMMENT ON FUNCTION amqp_outbox.leaf() IS
+'number of the leaves that are written at the moment; they stay until the own transaction ends';
 
 CREATE VIEW amqp_outbox.message AS
 WITH settled AS MATERIALIZED (
@@ -449,24 +494,28 @@ CREATE FUNCTION amqp_outbox.discard(server name DEFAULT NULL,
 	reason amqp_outbox.dead_reason DEFAULT NULL, exchange text DEFAULT NULL)
 RETURNS TABLE (discarded_server name, discarded_id bigint,
 	discarded_message_id text)
-LANGUAGE sql VOLATILE PARALLEL UNSAFE
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-	WITH gone AS (
-		DELETE FROM amqp_outbox.dead_letter d
-		USING amqp_outbox.server_key k
-		WHERE k.server_key = d.server_key
-		AND (discard.server IS NULL OR k.server = discard.server)
-		AND (discard.id IS NULL OR d.id = discard.id)
-		AND (discard.message_id IS NULL OR d.message_id = discard.message_id)
-		AND (discard.reason IS NULL OR d.reason = discard.reason)
-		AND (discard.exchange IS NULL OR d.exchange = discard.exchange)
-		RETURNING k.server, d.server_key, d.id, d.message_id, d.attempts
-	), noted AS (
-		INSERT INTO amqp_outbox.late (server_key, id, attempts)
-		SELECT g.server_key, g.id, g.attempts FROM gone g
-	)
-	SELECT g.server, g.id, g.message_id FROM gone g;
+BEGIN
+	RETURN QUERY EXECUTE format('
+		WITH gone AS (
+			DELETE FROM amqp_outbox.dead_letter d
+			USING amqp_outbox.server_key k
+			WHERE k.server_key = d.server_key
+			AND ($1 IS NULL OR k.server = $1)
+			AND ($2 IS NULL OR d.id = $2)
+			AND ($3 IS NULL OR d.message_id = $3)
+			AND ($4 IS NULL OR d.reason = $4)
+			AND ($5 IS NULL OR d.exchange = $5)
+			RETURNING k.server, d.server_key, d.id, d.message_id, d.attempts
+		), noted AS (
+			INSERT INTO amqp_outbox.late_%s (server_key, id, attempts)
+			SELECT g.server_key, g.id, g.attempts FROM gone g
+		)
+		SELECT g.server, g.id, g.message_id FROM gone g', amqp_outbox.leaf())
+	USING server, id, message_id, reason, exchange;
+END;
 $$;
 COMMENT ON FUNCTION amqp_outbox.discard(name, bigint, text,
 	amqp_outbox.dead_reason, text) IS
@@ -486,13 +535,14 @@ COMMENT ON FUNCTION amqp_outbox.adopt() IS
 -- server_status            -           SELECT      all
 -- worker(), horizon()      -           EXECUTE     EXECUTE
 -- message, all tables      -           -           all
--- uncommitted()            -           -           EXECUTE
+-- uncommitted(), leaf()    -           -           EXECUTE
 -- requeue(), discard()     -           -           EXECUTE
 -- wake(), adopt()          -           -           EXECUTE
 --
 REVOKE ALL ON FUNCTION amqp_outbox.validator(text[], oid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.ignore_replicated() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.uncommitted() FROM PUBLIC;
+REVOKE ALL ON FUNCTION amqp_outbox.leaf() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.worker() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.horizon() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.requeue(name, bigint, text,

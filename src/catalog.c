@@ -74,6 +74,16 @@ outbox_catalog_relid(const char *relname)
 	return relid;
 }
 
+Oid
+outbox_catalog_leaf_relid(const char *relname, int leaf)
+{
+	char		name[NAMEDATALEN];
+
+	Assert(leaf >= 0 && leaf < OUTBOX_NLEAVES);
+	snprintf(name, sizeof(name), "%s_%d", relname, leaf);
+	return outbox_catalog_relid(name);
+}
+
 int64
 outbox_catalog_system_identifier(void)
 {
@@ -353,10 +363,12 @@ outbox_catalog_largest_id(Relation rel, Relation index, int32 server_key,
 	return largest;
 }
 
+/* The largest id of these servers in a table, which has the usual key. */
 static int64
-outbox_catalog_largest_in(const char *relname, const char *indexname,
-						  const List *server_keys, Snapshot snapshot)
+outbox_catalog_largest_in(const char *relname, const List *server_keys,
+						  Snapshot snapshot)
 {
+	char	   *indexname = psprintf("%s_pkey", relname);
 	Relation	rel = table_open(outbox_catalog_relid(relname),
 								 AccessShareLock);
 	Relation	index = index_open(outbox_catalog_relid(indexname),
@@ -370,7 +382,29 @@ outbox_catalog_largest_in(const char *relname, const char *indexname,
 												snapshot));
 	index_close(index, AccessShareLock);
 	table_close(rel, AccessShareLock);
+	pfree(indexname);
 	return largest;
+}
+
+/*
+ * The same in all leaves of a table; *leaf is set to the one that has it, if
+ * it is larger than *largest, which is raised.
+ */
+static void
+outbox_catalog_raise_largest(const char *relname, const List *server_keys,
+							 Snapshot snapshot, int64 *largest, int *leaf)
+{
+	for (int i = 0; i < OUTBOX_NLEAVES; i++)
+	{
+		char	   *name = psprintf("%s_%d", relname, i);
+		int64		id = outbox_catalog_largest_in(name, server_keys, snapshot);
+
+		pfree(name);
+		if (id <= *largest)
+			continue;
+		*largest = id;
+		*leaf = i;
+	}
 }
 
 bool
@@ -381,6 +415,9 @@ outbox_catalog_has_undelivered(const char *server_name)
 	Relation	rel;
 	List	   *server_keys;
 	int32		server_key;
+	int64		written = 0;
+	int64		settled = 0;
+	int			leaf;
 
 	if (!OidIsValid(relid))
 		return false;
@@ -392,27 +429,16 @@ outbox_catalog_has_undelivered(const char *server_name)
 		return false;
 
 	server_keys = list_make1_int(server_key);
-	return outbox_catalog_largest_in("outbox", "outbox_pkey", server_keys,
-									 NULL) >
-		outbox_catalog_largest_in("receipt", "receipt_pkey", server_keys,
-								  NULL) ||
-		outbox_catalog_largest_in("deferred", "deferred_pkey", server_keys,
-								  NULL) > 0;
+	outbox_catalog_raise_largest("outbox", server_keys, NULL, &written, &leaf);
+	outbox_catalog_raise_largest("receipt", server_keys, NULL, &settled, &leaf);
+	return written > settled ||
+		outbox_catalog_largest_in("deferred", server_keys, NULL) > 0;
 }
 
-/* Any row counts, also one of a prepared transaction. */
-int64
-outbox_catalog_next_id(void)
+static List *
+outbox_catalog_server_keys(void)
 {
-	static const char *const tables[][2] = {
-		{"outbox", "outbox_pkey"},
-		{"receipt", "receipt_pkey"},
-		{"deferred", "deferred_pkey"},
-		{"dead_letter", "dead_letter_pkey"},
-		{"late", "late_pkey"}
-	};
 	List	   *server_keys = NIL;
-	int64		largest = 0;
 	Relation	rel = table_open(outbox_catalog_relid("server_key"),
 								 AccessShareLock);
 	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0,
@@ -428,11 +454,41 @@ outbox_catalog_next_id(void)
 															 &isnull)));
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
+	return server_keys;
+}
 
-	for (int i = 0; i < (int) lengthof(tables); i++)
-		largest = Max(largest,
-					  outbox_catalog_largest_in(tables[i][0], tables[i][1],
-												server_keys, SnapshotAny));
+int
+outbox_catalog_server_count(void)
+{
+	List	   *server_keys = outbox_catalog_server_keys();
+	int			n = list_length(server_keys);
+
+	list_free(server_keys);
+	return n;
+}
+
+/*
+ * Any row counts, also one of a prepared transaction.  A receipt may stand in
+ * a later leaf than the message that it settles, but not in an earlier one.
+ */
+int64
+outbox_catalog_next_id(int *leaf)
+{
+	List	   *server_keys = outbox_catalog_server_keys();
+	int64		largest = 0;
+	int			ignored;
+
+	*leaf = 0;
+	outbox_catalog_raise_largest("receipt", server_keys, SnapshotAny,
+								 &largest, leaf);
+	outbox_catalog_raise_largest("outbox", server_keys, SnapshotAny,
+								 &largest, leaf);
+	outbox_catalog_raise_largest("late", server_keys, SnapshotAny,
+								 &largest, &ignored);
+	largest = Max(largest, outbox_catalog_largest_in("deferred", server_keys,
+													 SnapshotAny));
+	largest = Max(largest, outbox_catalog_largest_in("dead_letter", server_keys,
+													 SnapshotAny));
 	list_free(server_keys);
 	return largest + 1;
 }

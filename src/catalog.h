@@ -15,6 +15,9 @@
 #define OUTBOX_EXTENSION	"amqp_outbox"
 #define OUTBOX_SCHEMA		"amqp_outbox"
 
+/* Leaves of each of the tables outbox, receipt and late: outbox_0 ... */
+#define OUTBOX_NLEAVES		4
+
 /* Columns of amqp_outbox.outbox, in the order of the install script. */
 enum OutboxColumn
 {
@@ -50,6 +53,9 @@ extern Oid	outbox_catalog_relid(const char *relname);
 /* The same, but InvalidOid instead of an error. */
 extern Oid	outbox_catalog_relid_if_exists(const char *relname);
 
+/* OID of one leaf of outbox, receipt or late. */
+extern Oid	outbox_catalog_leaf_relid(const char *relname, int leaf);
+
 /*
  * The stable key of a server, made if it has none; making one waits for other
  * transactions that make one.  Committed keys are remembered.
@@ -72,8 +78,14 @@ extern void outbox_catalog_claim_identity(void);
 /* Make this database's identity the only one in the table. */
 extern void outbox_catalog_adopt(void);
 
-/* One past the largest id in all tables. */
-extern int64 outbox_catalog_next_id(void);
+/*
+ * One past the largest id in all tables, and the leaf that was written last as
+ * far as can be told from the rows.
+ */
+extern int64 outbox_catalog_next_id(int *leaf);
+
+/* How many servers have a stable key. */
+extern int	outbox_catalog_server_count(void);
 
 /* The system identifier as the tables hold it. */
 extern int64 outbox_catalog_system_identifier(void);

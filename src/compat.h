@@ -49,6 +49,22 @@ outbox_proc_pid(int procno)
 	pg_database_ownercheck((dboid), (userid))
 #endif
 
+/* Since 16 a file has a number, and since 17 REINDEX says who asked. */
+#if PG_VERSION_NUM >= 160000
+#define outbox_new_file(rel) \
+	RelationSetNewRelfilenumber((rel), (rel)->rd_rel->relpersistence)
+#else
+#define outbox_new_file(rel) \
+	RelationSetNewRelfilenode((rel), (rel)->rd_rel->relpersistence)
+#endif
+#if PG_VERSION_NUM >= 170000
+#define outbox_reindex_relation(relid, flags, params) \
+	reindex_relation(NULL, (relid), (flags), (params))
+#else
+#define outbox_reindex_relation(relid, flags, params) \
+	reindex_relation((relid), (flags), (params))
+#endif
+
 /*
  * Named wait events for extensions came with 17; before, each shows as
  * "Extension".

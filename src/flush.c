@@ -27,6 +27,7 @@
 #include "catalog.h"
 #include "flush.h"
 #include "horizon.h"
+#include "leaf.h"
 #include "server.h"
 
 /* A batch is written when it holds this many rows or bytes. */
@@ -57,8 +58,13 @@ struct OutboxFlush
 void
 outbox_flush_seed_counter(Oid outbox_relid)
 {
-	if (!outbox_horizon_is_seeded(outbox_relid))
-		outbox_horizon_seed(outbox_relid, outbox_catalog_next_id());
+	int			leaf;
+	int64		next_id;
+
+	if (outbox_horizon_is_seeded(outbox_relid))
+		return;
+	next_id = outbox_catalog_next_id(&leaf);
+	outbox_horizon_seed(outbox_relid, next_id, leaf);
 }
 
 /* Stable keys of the servers, except those that were dropped meanwhile. */
@@ -104,6 +110,7 @@ outbox_flush_begin(int64 n, List *servers)
 {
 	OutboxFlush *flush = palloc0(sizeof(OutboxFlush));
 	Oid			relid = outbox_catalog_relid("outbox");
+	int			leaf;
 
 	flush->batch_context = AllocSetContextCreate(CurrentMemoryContext,
 												 "amqp_outbox flush batch",
@@ -111,14 +118,15 @@ outbox_flush_begin(int64 n, List *servers)
 
 	/* TOAST wants a snapshot, and at pre-commit there is none. */
 	PushActiveSnapshot(GetTransactionSnapshot());
-	flush->rel = table_open(relid, RowExclusiveLock);
+	outbox_flush_map_servers(flush, servers);
+	outbox_catalog_claim_identity();
+	outbox_flush_seed_counter(relid);
+	leaf = outbox_leaf_hold(relid);
+	flush->rel = table_open(outbox_catalog_leaf_relid("outbox", leaf), NoLock);
 	if (RelationGetNumberOfAttributes(flush->rel) != OUTBOX_NCOLUMNS)
 		elog(ERROR, "table \"%s\" has an unexpected shape",
 			 RelationGetRelationName(flush->rel));
 	flush->indexes = CatalogOpenIndexes(flush->rel);
-	outbox_flush_map_servers(flush, servers);
-	outbox_catalog_claim_identity();
-	outbox_flush_seed_counter(relid);
 
 	flush->next_id = outbox_horizon_register(relid, n);
 	flush->end_id = flush->next_id + n;

@@ -15,6 +15,8 @@
  * snapshot afterwards sees every row below the horizon that will ever be
  * there: its transaction was over before the snapshot.
  *
+ * The same entry says which leaf of the ring is written (see leaf.c).
+ *
  * The counter is not durable.  After a start it is seeded from the tables by
  * whoever comes first; until then there is no horizon.
  *
@@ -47,6 +49,8 @@ typedef struct OutboxDatabase
 	Oid			outbox_relid;
 	int64		next_id;
 	XLogRecPtr	commit_lsn;		/* end of the newest commit that took ids */
+	int			leaf;			/* of the ring, which is written */
+	TimestampTz leaf_since;
 } OutboxDatabase;
 
 /* What the transaction of one backend has taken. */
@@ -179,8 +183,9 @@ outbox_horizon_is_seeded(Oid outbox_relid)
 }
 
 void
-outbox_horizon_seed(Oid outbox_relid, int64 next_id)
+outbox_horizon_seed(Oid outbox_relid, int64 next_id, int leaf)
 {
+	TimestampTz now = GetCurrentTimestamp();
 	int			i;
 
 	Assert(next_id > 0);
@@ -201,6 +206,8 @@ outbox_horizon_seed(Oid outbox_relid, int64 next_id)
 			database->dboid = MyDatabaseId;
 			database->outbox_relid = outbox_relid;
 			database->next_id = Max(next_id, database->next_id);
+			database->leaf = leaf;
+			database->leaf_since = now;
 		}
 	}
 	LWLockRelease(shared->lock);
@@ -215,15 +222,49 @@ outbox_horizon_seed(Oid outbox_relid, int64 next_id)
 }
 
 void
-outbox_horizon_raise(Oid outbox_relid, int64 next_id)
+outbox_horizon_raise(Oid outbox_relid, int64 next_id, int leaf)
 {
 	int			i;
 
-	outbox_horizon_seed(outbox_relid, next_id);
+	outbox_horizon_seed(outbox_relid, next_id, leaf);
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	i = outbox_horizon_find(outbox_relid);
 	if (i >= 0 && shared->databases[i].next_id < next_id)
 		shared->databases[i].next_id = next_id;
+	LWLockRelease(shared->lock);
+}
+
+int
+outbox_horizon_leaf(Oid outbox_relid, TimestampTz *since)
+{
+	int			leaf = -1;
+	int			i;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	i = outbox_horizon_find(outbox_relid);
+	if (i >= 0)
+	{
+		leaf = shared->databases[i].leaf;
+		if (since)
+			*since = shared->databases[i].leaf_since;
+	}
+	LWLockRelease(shared->lock);
+	return leaf;
+}
+
+void
+outbox_horizon_set_leaf(Oid outbox_relid, int leaf)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int			i;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	i = outbox_horizon_find(outbox_relid);
+	if (i >= 0)
+	{
+		shared->databases[i].leaf = leaf;
+		shared->databases[i].leaf_since = now;
+	}
 	LWLockRelease(shared->lock);
 }
 

@@ -23,14 +23,23 @@ extern void outbox_horizon_startup(void);
 extern bool outbox_horizon_is_seeded(Oid outbox_relid);
 
 /*
- * Set the counter unless somebody did already.  next_id must be greater than
- * every id in the tables; find it without a lock.  Error 53200 if there are
- * more databases than there is room for.
+ * Set the counter, and the leaf that is written, unless somebody did already.
+ * next_id must be greater than every id in the tables; find it without a lock.
+ * Error 53200 if there are more databases than there is room for.
  */
-extern void outbox_horizon_seed(Oid outbox_relid, int64 next_id);
+extern void outbox_horizon_seed(Oid outbox_relid, int64 next_id, int leaf);
 
 /* Set the counter, or raise it if it is lower. */
-extern void outbox_horizon_raise(Oid outbox_relid, int64 next_id);
+extern void outbox_horizon_raise(Oid outbox_relid, int64 next_id, int leaf);
+
+/*
+ * The leaf of the ring that is written, and since when; -1 if the counter is
+ * not seeded.  *since may be NULL.
+ */
+extern int	outbox_horizon_leaf(Oid outbox_relid, TimestampTz *since);
+
+/* From now on that leaf is written. */
+extern void outbox_horizon_set_leaf(Oid outbox_relid, int leaf);
 
 /* Launcher: these are all databases there are (OIDs). */
 extern void outbox_horizon_forget_databases(const List *databases);

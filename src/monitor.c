@@ -18,7 +18,9 @@
 
 #include "buffer.h"
 #include "catalog.h"
+#include "flush.h"
 #include "horizon.h"
+#include "leaf.h"
 #include "registry.h"
 #include "server.h"
 #include "settings.h"
@@ -35,6 +37,7 @@ PG_FUNCTION_INFO_V1(outbox_sql_worker);
 PG_FUNCTION_INFO_V1(outbox_sql_horizon);
 PG_FUNCTION_INFO_V1(outbox_sql_adopt);
 PG_FUNCTION_INFO_V1(outbox_sql_ignore_replicated);
+PG_FUNCTION_INFO_V1(outbox_sql_leaf);
 PG_FUNCTION_INFO_V1(outbox_sql_wake);
 
 static void
@@ -137,6 +140,9 @@ outbox_sql_horizon(PG_FUNCTION_ARGS)
 Datum
 outbox_sql_adopt(PG_FUNCTION_ARGS)
 {
+	int64		next_id;
+	int			leaf;
+
 	outbox_shared_require();
 	PreventCommandIfReadOnly("amqp_outbox.adopt()");
 	if (!superuser())
@@ -144,13 +150,16 @@ outbox_sql_adopt(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must be superuser to adopt a database's messages")));
 	outbox_catalog_adopt();
-	outbox_horizon_raise(outbox_catalog_relid("outbox"),
-						 outbox_catalog_next_id());
+	next_id = outbox_catalog_next_id(&leaf);
+	outbox_horizon_raise(outbox_catalog_relid("outbox"), next_id, leaf);
 	outbox_utility_note_change();
 	PG_RETURN_VOID();
 }
 
-/* An ENABLE REPLICA trigger before each row: the row goes nowhere. */
+/*
+ * ENABLE REPLICA triggers: a row goes nowhere.  A TRUNCATE can only be refused,
+ * and must be, because it would take messages that were published here.
+ */
 Datum
 outbox_sql_ignore_replicated(PG_FUNCTION_ARGS)
 {
@@ -158,7 +167,22 @@ outbox_sql_ignore_replicated(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("amqp_outbox.ignore_replicated() is a trigger function")));
+	if (TRIGGER_FIRED_BY_TRUNCATE(((TriggerData *) fcinfo->context)->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot replicate TRUNCATE to the tables of amqp_outbox"),
+				 errhint("Leave them out of the publication, or skip this transaction with ALTER SUBSCRIPTION ... SKIP.")));
 	return PointerGetDatum(NULL);
+}
+
+Datum
+outbox_sql_leaf(PG_FUNCTION_ARGS)
+{
+	Oid			relid = outbox_catalog_relid("outbox");
+
+	outbox_shared_require();
+	outbox_flush_seed_counter(relid);
+	PG_RETURN_INT32(outbox_leaf_hold(relid));
 }
 
 /* Takes effect at commit, like all that the workers shall hear of. */

@@ -657,6 +657,12 @@ outbox_pipeline_look_for_due(OutboxPipeline *pipeline)
 		pipeline->next_due = GetCurrentTimestamp();
 }
 
+int64
+outbox_pipeline_receipt_no(const OutboxPipeline *pipeline)
+{
+	return pipeline->receipt.receipt_no;
+}
+
 int
 outbox_pipeline_in_flight(const OutboxPipeline *pipeline)
 {

@@ -73,6 +73,9 @@ extern void outbox_pipeline_finish(OutboxPipeline *pipeline,
  */
 extern void outbox_pipeline_look_for_due(OutboxPipeline *pipeline);
 
+/* The number of the newest receipt; 0: there is none. */
+extern int64 outbox_pipeline_receipt_no(const OutboxPipeline *pipeline);
+
 extern int	outbox_pipeline_in_flight(const OutboxPipeline *pipeline);
 
 /* When the oldest message in flight was sent; 0 if none is in flight. */

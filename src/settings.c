@@ -19,6 +19,8 @@ char	   *outbox_default_server = NULL;
 int			outbox_drain_timeout = 2000;
 int			outbox_max_message_size = 16 * 1024 * 1024;
 int			outbox_max_workers = 32;
+int			outbox_retention = 60 * 60;
+int			outbox_rotation_size = 256;
 
 void
 outbox_settings_define(void)
@@ -71,6 +73,26 @@ outbox_settings_define(void)
 								PGC_POSTMASTER,
 								0,
 								NULL, NULL, NULL);
+
+	DefineCustomIntVariable("amqp_outbox.retention",
+							"How long delivered messages are kept at the least.",
+							"They go with the leaf of the outbox they are in, when all in it are that old.",
+							&outbox_retention,
+							60 * 60,
+							0, INT_MAX / 2,
+							PGC_SIGHUP,
+							GUC_UNIT_S,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("amqp_outbox.rotation_size",
+							"Size beyond which no more messages are written to a leaf of the outbox, if others are free.",
+							"Age closes a leaf too: half of amqp_outbox.retention.",
+							&outbox_rotation_size,
+							256,
+							1, INT_MAX / 1024,
+							PGC_SIGHUP,
+							GUC_UNIT_MB,
+							NULL, NULL, NULL);
 
 	MarkGUCPrefixReserved("amqp_outbox");
 }

@@ -34,6 +34,7 @@
 #include "utils/timestamp.h"
 
 #include "catalog.h"
+#include "leaf.h"
 #include "store.h"
 
 #define OUTBOX_MAX_PARAMS	9
@@ -44,6 +45,11 @@
 	" headers, content_type, content_encoding, persistent, priority," \
 	" correlation_id, reply_to, expiration_ms, message_timestamp, type," \
 	" user_id, app_id, mandatory"
+
+/* The columns of amqp_outbox.receipt. */
+#define OUTBOX_RECEIPT_COLUMNS \
+	"server_key, through_id, receipt_no, settled_at, delivered, returned," \
+	" rejected, accepted, clean"
 
 typedef enum OutboxStatementId
 {
@@ -59,9 +65,12 @@ typedef enum OutboxStatementId
 	STATEMENT_BURY,
 	STATEMENT_BURY_DEFERRED,
 	STATEMENT_DELIVER_DEFERRED,
+	STATEMENT_LEAF_SETTLED,
+	STATEMENT_CARRY_RECEIPTS,
 	NSTATEMENTS
 } OutboxStatementId;
 
+/* Where the SQL says "%d", the number of a leaf stands. */
 typedef struct OutboxStatement
 {
 	const char *sql;
@@ -106,8 +115,7 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 		1, {INT4OID}
 	},
 	[STATEMENT_WRITE_RECEIPT] = {
-		"INSERT INTO amqp_outbox.receipt (server_key, through_id, receipt_no,"
-		" settled_at, delivered, returned, rejected, accepted, clean)"
+		"INSERT INTO amqp_outbox.receipt_%d (" OUTBOX_RECEIPT_COLUMNS ")"
 		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
 		9, {INT4OID, INT8OID, INT8OID, TIMESTAMPTZOID, INT8OID, INT8OID,
 			INT8OID, INT8OID, BOOLOID}
@@ -152,13 +160,41 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 	[STATEMENT_DELIVER_DEFERRED] = {
 		"WITH gone AS (DELETE FROM amqp_outbox.deferred"
 		" WHERE server_key = $1 AND id = $2 RETURNING attempts)"
-		" INSERT INTO amqp_outbox.late (server_key, id, delivered_at, attempts)"
+		" INSERT INTO amqp_outbox.late_%d (server_key, id, delivered_at, attempts)"
 		" SELECT $1, $2, $3, attempts + 1 FROM gone",
 		3, {INT4OID, INT8OID, TIMESTAMPTZOID}
 	},
+	/* is every message of the leaf settled, and since when? */
+	[STATEMENT_LEAF_SETTLED] = {
+		"SELECT COALESCE(bool_and(r.settled_at IS NOT NULL), true),"
+		" max(r.settled_at), min(k.server) FILTER (WHERE r.settled_at IS NULL)"
+		" FROM amqp_outbox.server_key k"
+		" CROSS JOIN LATERAL (SELECT id FROM amqp_outbox.outbox_%d"
+		" WHERE server_key = k.server_key"
+		" ORDER BY server_key DESC, id DESC LIMIT 1) o"
+		" LEFT JOIN LATERAL (SELECT settled_at FROM amqp_outbox.receipt"
+		" WHERE server_key = k.server_key AND through_id >= o.id"
+		" ORDER BY server_key, through_id, receipt_no LIMIT 1) r ON true",
+		0, {InvalidOid}
+	},
+	/* of the servers whose newest receipt stands in leaf $1 */
+	[STATEMENT_CARRY_RECEIPTS] = {
+		"INSERT INTO amqp_outbox.receipt_%d (" OUTBOX_RECEIPT_COLUMNS ")"
+		" SELECT r.server_key, through_id, receipt_no, settled_at, delivered,"
+		" returned, rejected, accepted, clean"
+		" FROM amqp_outbox.server_key k"
+		" CROSS JOIN LATERAL (SELECT *, tableoid AS leaf"
+		" FROM amqp_outbox.receipt WHERE server_key = k.server_key"
+		" ORDER BY server_key DESC, through_id DESC, receipt_no DESC LIMIT 1) r"
+		" WHERE r.leaf = $1 ON CONFLICT DO NOTHING",
+		1, {OIDOID}
+	},
 };
 
-static SPIPlanPtr plans[NSTATEMENTS];
+static SPIPlanPtr plans[NSTATEMENTS][OUTBOX_NLEAVES];
+
+/* The leaf that the current transaction writes to, -1: not chosen yet. */
+static int	my_leaf = -1;
 
 void
 outbox_store_pin_settings(void)
@@ -221,6 +257,7 @@ outbox_store_begin(void)
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
+	my_leaf = -1;
 	relid = outbox_catalog_relid_if_exists("outbox");
 	if (!OidIsValid(own_outbox))
 		own_outbox = relid;
@@ -263,30 +300,59 @@ outbox_store_outbox(void)
  * Running statements
  */
 
+static SPIPlanPtr
+outbox_store_prepare(const OutboxStatement *statement, int leaf)
+{
+	const char *place = strstr(statement->sql, "%d");
+	const char *sql = statement->sql;
+	SPIPlanPtr	plan;
+
+	if (place != NULL)
+		sql = psprintf("%.*s%d%s", (int) (place - sql), sql, leaf, place + 2);
+	plan = SPI_prepare(sql, statement->nparams, (Oid *) statement->types);
+	if (plan == NULL || SPI_keepplan(plan) != 0)
+		elog(ERROR, "could not prepare \"%s\": %s", sql,
+			 SPI_result_code_string(SPI_result));
+	return plan;
+}
+
+/* Of a statement that names a leaf, the one for that leaf. */
+static uint64
+outbox_store_execute_leaf(OutboxStatementId id, int leaf, Datum *values,
+						  const char *nulls, int expected, bool read_only,
+						  long max_rows)
+{
+	int			result;
+
+	if (plans[id][leaf] == NULL)
+		plans[id][leaf] = outbox_store_prepare(&statements[id], leaf);
+	result = SPI_execute_plan(plans[id][leaf], values, nulls, read_only,
+							  max_rows);
+	if (result != expected)
+		elog(ERROR, "could not execute \"%s\": %s", statements[id].sql,
+			 SPI_result_code_string(result));
+	return SPI_processed;
+}
+
 static uint64
 outbox_store_execute(OutboxStatementId id, Datum *values, const char *nulls,
 					 int expected, long max_rows)
 {
-	const OutboxStatement *statement = &statements[id];
 	bool		read_only = expected == SPI_OK_SELECT &&
 		id != STATEMENT_NEXT_DUE;	/* which sees what was just deferred */
-	int			result;
 
-	if (plans[id] == NULL)
-	{
-		SPIPlanPtr	plan = SPI_prepare(statement->sql, statement->nparams,
-									   (Oid *) statement->types);
+	return outbox_store_execute_leaf(id, 0, values, nulls, expected,
+									 read_only, max_rows);
+}
 
-		if (plan == NULL || SPI_keepplan(plan) != 0)
-			elog(ERROR, "could not prepare \"%s\": %s", statement->sql,
-				 SPI_result_code_string(SPI_result));
-		plans[id] = plan;
-	}
-	result = SPI_execute_plan(plans[id], values, nulls, read_only, max_rows);
-	if (result != expected)
-		elog(ERROR, "could not execute \"%s\": %s", statement->sql,
-			 SPI_result_code_string(result));
-	return SPI_processed;
+/* For a statement that writes to the ring. */
+static int
+outbox_store_append(OutboxStatementId id, Datum *values)
+{
+	if (my_leaf < 0)
+		my_leaf = outbox_leaf_hold(outbox_store_outbox());
+	return (int) outbox_store_execute_leaf(id, my_leaf, values, NULL,
+										   SPI_OK_INSERT, false, 0);
 }
 
 /* A column of a row of the last result that cannot be null. */
@@ -517,8 +583,7 @@ outbox_store_write_receipt(int32 server_key, const OutboxReceipt *receipt)
 	values[6] = Int64GetDatum(receipt->rejected);
 	values[7] = Int64GetDatum(receipt->accepted);
 	values[8] = BoolGetDatum(receipt->clean);
-	outbox_store_execute(STATEMENT_WRITE_RECEIPT, values, NULL, SPI_OK_INSERT,
-						 0);
+	outbox_store_append(STATEMENT_WRITE_RECEIPT, values);
 }
 
 /*
@@ -592,6 +657,35 @@ outbox_store_deliver_deferred(int32 server_key, int64 id, TimestampTz now)
 	values[0] = Int32GetDatum(server_key);
 	values[1] = Int64GetDatum(id);
 	values[2] = TimestampTzGetDatum(now);
-	outbox_store_execute(STATEMENT_DELIVER_DEFERRED, values, NULL,
-						 SPI_OK_INSERT, 0);
+	outbox_store_append(STATEMENT_DELIVER_DEFERRED, values);
+}
+
+/*
+ * Emptying a leaf of the ring
+ */
+
+bool
+outbox_store_leaf_settled(int leaf, TimestampTz *since, char **server)
+{
+	bool		settled;
+	bool		isnull;
+	Datum		datum;
+
+	outbox_store_execute_leaf(STATEMENT_LEAF_SETTLED, leaf, NULL, NULL,
+							  SPI_OK_SELECT, false, 1);
+	settled = DatumGetBool(outbox_store_column(0, 1));
+	datum = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2,
+						  &isnull);
+	*since = isnull ? DT_NOBEGIN : DatumGetTimestampTz(datum);
+	*server = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3);
+	return settled;
+}
+
+int
+outbox_store_carry_receipts(int leaf)
+{
+	Datum		values[1];
+
+	values[0] = ObjectIdGetDatum(outbox_catalog_leaf_relid("receipt", leaf));
+	return outbox_store_append(STATEMENT_CARRY_RECEIPTS, values);
 }

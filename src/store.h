@@ -81,8 +81,8 @@ extern void outbox_store_newest_receipt(int32 server_key,
  * The next messages with after < id < before, in id order, at most max_rows
  * and, beyond the first, max_bytes of bodies.  They and all they point to are
  * allocated in the context; persistent and mandatory follow the server where a
- * message does not say; doubt says which are possible duplicates.  Returns how many; *complete says whether there are no
- * more in that interval.
+ * message does not say; doubt says which are possible duplicates.  Returns how
+ * many; *complete says whether there are no more in that interval.
  */
 extern int	outbox_store_read(MemoryContext context, int32 server_key,
 							  int64 after, int64 before, int max_rows,
@@ -115,5 +115,18 @@ extern void outbox_store_defer_again(int32 server_key,
 									 const OutboxDeferral *deferral);
 extern void outbox_store_deliver_deferred(int32 server_key, int64 id,
 										  TimestampTz now);
+
+/*
+ * Whether every message in a leaf of the outbox is settled, and since when
+ * (DT_NOBEGIN: there is none); if not, a server that it waits for.
+ */
+extern bool outbox_store_leaf_settled(int leaf, TimestampTz *since,
+									  char **server);
+
+/*
+ * Copy those of a leaf's receipts that are the newest of their server to the
+ * leaf that is written.  Returns how many.
+ */
+extern int	outbox_store_carry_receipts(int leaf);
 
 #endif							/* OUTBOX_STORE_H */

@@ -51,6 +51,7 @@
 #include "option.h"
 #include "pipeline.h"
 #include "registry.h"
+#include "rotation.h"
 #include "server.h"
 #include "settings.h"
 #include "store.h"
@@ -67,6 +68,9 @@
 
 /* A connection that was up for so long was a good one. */
 #define OUTBOX_GOOD_CONNECTION_MS	10000
+
+/* After the first message, the ring is looked at. */
+#define OUTBOX_ROTATION_DELAY_MS	1000
 
 /* How often an unchanged failure is logged again, and a different one. */
 #define OUTBOX_REMINDER_MS			(60 * 60 * 1000)
@@ -100,6 +104,9 @@ typedef struct OutboxWorker
 	bool		copy;			/* the database is a copy */
 	int			errors;			/* of our own SQL, in a row */
 	TimestampTz sql_retry_at;	/* no transaction before this; 0: now */
+
+	TimestampTz rotate_at;		/* look at the ring; 0: nothing is in it */
+	int64		rotated_receipt;	/* the newest one when we last looked */
 
 	OutboxFailure logged;		/* the last failure that was logged */
 	TimestampTz logged_at;
@@ -431,6 +438,23 @@ outbox_worker_read(void)
 	}
 }
 
+/* While there is something in the outbox, look whether it can go. */
+static void
+outbox_worker_rotate(TimestampTz now)
+{
+	int64		receipt_no = outbox_pipeline_receipt_no(worker->pipeline);
+
+	if (worker->rotate_at == 0 &&
+		(worker->read != OUTBOX_READ_NOTHING ||
+		 receipt_no != worker->rotated_receipt))
+		worker->rotate_at = TimestampTzPlusMilliseconds(now,
+														OUTBOX_ROTATION_DELAY_MS);
+	if (worker->rotate_at == 0 || now < worker->rotate_at)
+		return;
+	worker->rotated_receipt = receipt_no;
+	worker->rotate_at = outbox_rotation_look(now);
+}
+
 static void
 outbox_worker_move_messages(TimestampTz now)
 {
@@ -453,6 +477,8 @@ outbox_worker_move_messages(TimestampTz now)
 	if (may_run_sql)
 	{
 		outbox_pipeline_settle(worker->pipeline, worker->server, false);
+		if (!outbox_worker_draining())
+			outbox_worker_rotate(now);
 		worker->errors = 0;
 		worker->sql_retry_at = 0;
 	}
@@ -531,6 +557,7 @@ outbox_worker_check_requests(TimestampTz now)
 	{
 		ConfigReloadPending = false;
 		ProcessConfigFile(PGC_SIGHUP);
+		worker->rotate_at = now;	/* by another retention, perhaps */
 	}
 	if (!worker->stopping && (ShutdownRequestPending || !outbox_enabled))
 	{
@@ -667,6 +694,8 @@ outbox_worker_timeout(TimestampTz now)
 									  timeout);
 	if (worker->sql_retry_at != 0)
 		return outbox_worker_until(worker->sql_retry_at, now, timeout);
+	if (!outbox_worker_draining())
+		timeout = outbox_worker_until(worker->rotate_at, now, timeout);
 
 	ms = outbox_pipeline_timeout(worker->pipeline, worker->ready &&
 								 !worker->blocked &&
@@ -844,6 +873,7 @@ outbox_worker_init(Oid serverid)
 	}
 	MemoryContextSwitchTo(context);
 	worker->pipeline = outbox_pipeline_create(worker->server->name);
+	worker->rotate_at = GetCurrentTimestamp();
 }
 
 void

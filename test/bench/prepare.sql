@@ -8,7 +8,7 @@ CREATE USER MAPPING FOR PUBLIC SERVER bench
 
 -- The plain table that the outbox is compared with: the same columns and the
 -- same key, filled by an ordinary INSERT.
-CREATE TABLE plain (LIKE amqp_outbox.outbox INCLUDING ALL);
+CREATE TABLE plain (LIKE amqp_outbox.outbox_0 INCLUDING ALL);
 CREATE SEQUENCE plain_id OWNED BY plain.id;
 ALTER TABLE plain
 	ALTER server_key SET DEFAULT 1,

@@ -115,7 +115,7 @@ sub begin_large_commit
 		$node,
 		'postgres',
 		"SELECT state = 'active' AND query = 'COMMIT;'
-			AND pg_relation_size('amqp_outbox.outbox') > $_[0] + 1000000
+			AND pg_relation_size('amqp_outbox.outbox_0') > $_[0] + 1000000
 			FROM pg_stat_activity WHERE pid = $backend",
 		'a large commit under way');
 	return ($session, $backend);
@@ -124,7 +124,7 @@ sub begin_large_commit
 sub outbox_size
 {
 	return $node->safe_psql('postgres',
-		"SELECT pg_relation_size('amqp_outbox.outbox')");
+		"SELECT pg_relation_size('amqp_outbox.outbox_0')");
 }
 
 foreach my $signal ('TERM', 'KILL')

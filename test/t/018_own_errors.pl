@@ -24,7 +24,7 @@ foreach my $when ('first', 'later')
 	my $before = errors();
 
 	$node->safe_psql('postgres',
-		'ALTER TABLE amqp_outbox.receipt ADD CONSTRAINT broken CHECK (false) NOT VALID');
+		'ALTER TABLE amqp_outbox.receipt_0 ADD CONSTRAINT broken CHECK (false) NOT VALID');
 	$node->safe_psql('postgres',
 		"SELECT amqp_publish('', 'q', 'x', message_id => '$when')");
 	wait_true('several errors', sub { errors() >= $before + 3 });
@@ -33,7 +33,7 @@ foreach my $when ('first', 'later')
 		qr/violates check constraint/, "$when receipt: shown in the status");
 
 	$node->safe_psql('postgres',
-		'ALTER TABLE amqp_outbox.receipt DROP CONSTRAINT broken');
+		'ALTER TABLE amqp_outbox.receipt_0 DROP CONSTRAINT broken');
 	wait_settled($node, 'postgres');
 	is_deeply([ $broker->fields('q', 'message_id') ], [ [$when] ],
 		"$when receipt: delivered once in the end");

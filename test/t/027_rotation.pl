@@ -1,0 +1,207 @@
+# What is delivered and past amqp_outbox.retention goes, a leaf of the ring at a
+# time and the oldest first: the outbox's size returns to that of an empty one,
+# with traffic and without, and nothing that somebody still needs goes with it.
+
+use strict;
+use warnings FATAL => 'all';
+
+use AmqpOutboxTest;
+use Test::More;
+
+my $broker = AmqpOutboxTest::Broker->new('rotation');
+my $vhost = $broker->new_vhost('late');
+my $node = new_node(
+	'main', conf => "amqp_outbox.retention = 0
+amqp_outbox.rotation_size = 1MB
+autovacuum = off");
+
+create_server($node, 'postgres', 'mes', $broker);
+create_sent($node, 'postgres');
+$broker->declare_queue('q');
+
+my $total_size = "SELECT sum(pg_total_relation_size(c.oid)) FROM pg_class c
+	WHERE relnamespace = 'amqp_outbox'::regnamespace AND relname ~ '^%s'";
+my $used_leaves = "(SELECT coalesce(string_agg(n::text, ' ' ORDER BY n), '')
+	FROM generate_series(0, 3) n
+	WHERE pg_relation_size('amqp_outbox.outbox_' || n) > 0)";
+my $empty_size =
+  $node->safe_psql('postgres', sprintf($total_size, 'outbox'));
+
+sub wait_empty
+{
+	wait_for(
+		$node, 'postgres',
+		'SELECT (' . sprintf($total_size, 'outbox') . ") = $empty_size",
+		'an empty outbox');
+	return;
+}
+
+sub publish
+{
+	my ($session, $count, $server) = @_;
+
+	$node->safe_psql('postgres',
+		"SELECT publish_sent('', 'q', $session, server => '"
+		  . ($server // 'mes')
+		  . "') FROM generate_series(1, $count)");
+	return;
+}
+
+# Without traffic: what was drained goes, down to the newest receipt.
+publish(1, 5000);
+publish(1, 5000);
+wait_settled($node, 'postgres');
+wait_empty();
+is( $node->safe_psql(
+		'postgres',
+		"SELECT sum(n_dead_tup) FROM pg_stat_all_tables
+			WHERE schemaname = 'amqp_outbox'
+			AND relname ~ '^(outbox|receipt|late)'"),
+	'0',
+	'no dead tuples');
+wait_for(
+	$node,
+	'postgres',
+	'SELECT count(*) <= 2 FROM amqp_outbox.receipt',
+	'old receipts gone');
+is(status($node, 'postgres', 'mes', 'delivered'),
+	10000, 'totals are carried on');
+
+# Its successor goes on where it was.
+$node->restart;
+publish(1, 10);
+wait_settled($node, 'postgres');
+is(status($node, 'postgres', 'mes', 'delivered'),
+	10010, 'and on after a restart');
+check_account(committed($node, 'postgres'),
+	$broker->received('q'), 'rotated to emptiness');
+
+# With traffic: leaves come and go while messages arrive.
+my $load = start_load($node,
+	"SELECT publish_sent('', 'q', :client_id + 10) FROM generate_series(1, 10);",
+	clients => 2, rate => 100);
+my %seen;
+wait_true(
+	'three leaves used and emptied',
+	sub {
+		$seen{$_} = 1
+		  foreach split(/ /,
+			$node->safe_psql('postgres', "SELECT $used_leaves"));
+		return keys %seen >= 3;
+	});
+ok(stop_load($load), 'no session failed');
+wait_settled($node, 'postgres');
+wait_empty();
+check_account(committed($node, 'postgres', 'session >= 10'),
+	$broker->received('q'), 'rotated under load');
+
+# A reader keeps what it reads.
+publish(2, 100);
+my $reader = $node->background_psql('postgres');
+$reader->query_safe('BEGIN');
+is($reader->query_safe('SELECT count(*) FROM amqp_outbox.outbox'),
+	100, 'somebody reads');
+wait_settled($node, 'postgres');
+wait_for(
+	$node,
+	'postgres',
+	"SELECT amqp_outbox.leaf() <> (SELECT right(tableoid::regclass::text, 1)::int
+		FROM amqp_outbox.outbox LIMIT 1)",
+	'the ring has turned');
+publish(2, 1);
+wait_settled($node, 'postgres');
+is($reader->query_safe('SELECT count(*) >= 100 FROM amqp_outbox.outbox'),
+	't', 'who still sees it');
+$reader->query_safe('COMMIT');
+$reader->quit;
+wait_empty();
+
+# A transaction that took its ids, and its leaf, before the ring turned: it
+# waits at the primary key for somebody who took its id.
+publish(3, 100);
+my $leaf = $node->safe_psql('postgres', 'SELECT amqp_outbox.leaf()');
+my $blocker = $node->background_psql('postgres');
+$blocker->query_safe('BEGIN');
+$blocker->query_safe("INSERT INTO amqp_outbox.outbox_$leaf (server_key, id,
+	message_id, enqueued_at, exchange, routing_key, body)
+	SELECT 1, next_id, 'blocker', now(), '', '', '' FROM amqp_outbox.horizon()");
+my $slow = $node->background_psql('postgres');
+$slow->query_until(qr//, "SELECT publish_sent('', 'q', 4);\n");
+wait_for(
+	$node, 'postgres',
+	'SELECT holder_pid IS NOT NULL FROM amqp_outbox.horizon()',
+	'a transaction between its ids and its end');
+wait_for($node, 'postgres', "SELECT amqp_outbox.leaf() <> $leaf",
+	'the ring has turned');
+publish(5, 100);
+is($node->safe_psql('postgres', "SELECT count(*) FROM amqp_outbox.outbox_$leaf"),
+	100, 'its leaf stays');
+$blocker->query_safe('ROLLBACK');
+$blocker->quit;
+wait_settled($node, 'postgres');
+$slow->quit;
+wait_empty();
+
+# One server lags behind: nothing goes before it has caught up, the ring cannot
+# turn any more, and the log says why.
+create_server($node, 'postgres', 'slow', $vhost,
+	uri => 'amqp://127.0.0.1:1');
+my $offset = -s $node->logfile;
+publish(8, 100, 'slow');
+wait_true(
+	'a word in the log',
+	sub {
+		publish(6, 100);
+		return log_lines($node,
+			qr/Messages to server "slow" in it are not delivered/, $offset);
+	});
+is( $node->safe_psql(
+		'postgres',
+		"SELECT count(*) FROM sent s WHERE session IN (6, 8) AND NOT EXISTS
+			(SELECT FROM amqp_outbox.message m WHERE m.message_id = s.id)"),
+	'0',
+	'all that is kept is seen');
+$vhost->declare_queue('q');
+$node->safe_psql('postgres',
+	'ALTER SERVER slow OPTIONS (DROP uri, ADD host \'127.0.0.1\', ADD port \''
+	  . $vhost->port . "', ADD vhost 'late')");
+wait_settled($node, 'postgres');
+wait_empty();
+
+# A server that is dropped leaves nothing behind that could hold the ring.
+publish(7, 100, 'slow');
+wait_settled($node, 'postgres');
+$node->safe_psql('postgres', 'DROP SERVER slow CASCADE');
+wait_empty();
+
+check_account(
+	committed($node, 'postgres', 'session BETWEEN 2 AND 9'),
+	[ @{ $broker->received('q') }, @{ $vhost->received('q') } ],
+	'readers, slow writers and slow servers');
+
+# Crashes in the middle of it all.
+$load = start_load($node,
+	"SELECT publish_sent('', 'q', :client_id + 20) FROM generate_series(1, 50);",
+	clients => 2, rate => 40);
+foreach my $round (1 .. 2)
+{
+	my $written = $node->safe_psql('postgres', 'SELECT amqp_outbox.leaf()');
+
+	wait_for($node, 'postgres', "SELECT amqp_outbox.leaf() <> $written",
+		'the ring turned');
+	$node->stop('immediate');
+	$node->start;
+	stop_load($load);
+	$load = start_load($node,
+		"SELECT publish_sent('', 'q', :client_id + 20 + 2 * $round)
+			FROM generate_series(1, 50);",
+		clients => 2, rate => 40);
+}
+stop_load($load);
+wait_settled($node, 'postgres');
+wait_empty();
+check_account(committed($node, 'postgres', 'session >= 20'),
+	$broker->received_marked('q'), 'crashes', duplicates => 'marked');
+
+finish_node($node);
+done_testing();
