@@ -66,6 +66,7 @@ CREATE TABLE amqp_outbox.outbox (
 	user_id text,
 	app_id text,
 	mandatory boolean,
+	ordering_key text,
 	PRIMARY KEY (server_key, id),
 	CONSTRAINT leaves_only CHECK (false) NO INHERIT
 );
@@ -92,16 +93,20 @@ CREATE TABLE amqp_outbox.deferred (
 	LIKE amqp_outbox.outbox,
 	due_at timestamptz NOT NULL,
 	attempts integer NOT NULL,
-	first_attempt_at timestamptz NOT NULL,
-	last_attempt_at timestamptz NOT NULL,
+	first_attempt_at timestamptz,
+	last_attempt_at timestamptz,
 	possible_duplicate boolean NOT NULL,
 	reply_code integer,
 	last_error text,
 	PRIMARY KEY (server_key, id)
 );
 CREATE INDEX deferred_due ON amqp_outbox.deferred (server_key, due_at, id);
+CREATE INDEX deferred_key ON amqp_outbox.deferred (server_key, ordering_key, id)
+	WHERE ordering_key IS NOT NULL;
 COMMENT ON TABLE amqp_outbox.deferred IS
-'messages with a clock of their own: waiting for their next attempt';
+'messages with a clock of their own: waiting for their next attempt, or behind another one of their ordering key';
+COMMENT ON COLUMN amqp_outbox.deferred.due_at IS
+'infinity: when the earlier messages of its ordering key are delivered';
 
 CREATE TYPE amqp_outbox.dead_reason AS ENUM ('unroutable', 'nacked',
 	'no exchange', 'access refused', 'too large', 'malformed', 'expired');
@@ -117,8 +122,13 @@ CREATE TABLE amqp_outbox.dead_letter (
 	possible_duplicate boolean NOT NULL,
 	reply_code integer,
 	last_error text,
+	holds_key boolean NOT NULL,
 	PRIMARY KEY (server_key, id)
 );
+CREATE INDEX dead_letter_key ON amqp_outbox.dead_letter (server_key, ordering_key, id)
+	WHERE holds_key;
+COMMENT ON COLUMN amqp_outbox.dead_letter.holds_key IS
+'later messages of its ordering key wait until it is requeued or discarded';
 COMMENT ON TABLE amqp_outbox.dead_letter IS
 'messages given up, with the reason; see amqp_outbox.requeue() and amqp_outbox.discard()';
 
@@ -223,6 +233,8 @@ END $$;
 --	mandatory			an unroutable message comes back and is tried again;
 --						default: the server's option
 --	server				default: amqp_outbox.default_server, else the only one
+--	ordering_key		at most 255 bytes; messages of the same key and server
+--						do not overtake each other, whatever fails; default: none
 --
 -- Returns the message id.  Errors: 22004 for a null, 22001 and 22023 for what
 -- AMQP does not allow, 54000 for what is too large, 42704 for an unknown
@@ -236,7 +248,7 @@ CREATE FUNCTION amqp_publish(exchange text, routing_key text, body jsonb,
 	message_id text DEFAULT NULL, message_timestamp timestamptz DEFAULT NULL,
 	type text DEFAULT NULL, user_id text DEFAULT NULL,
 	app_id text DEFAULT NULL, mandatory boolean DEFAULT NULL,
-	server text DEFAULT NULL)
+	server text DEFAULT NULL, ordering_key text DEFAULT NULL)
 RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'outbox_sql_publish_jsonb';
 
@@ -248,7 +260,7 @@ CREATE FUNCTION amqp_publish(exchange text, routing_key text, body json,
 	message_id text DEFAULT NULL, message_timestamp timestamptz DEFAULT NULL,
 	type text DEFAULT NULL, user_id text DEFAULT NULL,
 	app_id text DEFAULT NULL, mandatory boolean DEFAULT NULL,
-	server text DEFAULT NULL)
+	server text DEFAULT NULL, ordering_key text DEFAULT NULL)
 RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'outbox_sql_publish_json';
 
@@ -260,7 +272,7 @@ CREATE FUNCTION amqp_publish(exchange text, routing_key text, body text,
 	message_id text DEFAULT NULL, message_timestamp timestamptz DEFAULT NULL,
 	type text DEFAULT NULL, user_id text DEFAULT NULL,
 	app_id text DEFAULT NULL, mandatory boolean DEFAULT NULL,
-	server text DEFAULT NULL)
+	server text DEFAULT NULL, ordering_key text DEFAULT NULL)
 RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'outbox_sql_publish_text';
 
@@ -272,7 +284,7 @@ CREATE FUNCTION amqp_publish(exchange text, routing_key text, body bytea,
 	message_id text DEFAULT NULL, message_timestamp timestamptz DEFAULT NULL,
 	type text DEFAULT NULL, user_id text DEFAULT NULL,
 	app_id text DEFAULT NULL, mandatory boolean DEFAULT NULL,
-	server text DEFAULT NULL)
+	server text DEFAULT NULL, ordering_key text DEFAULT NULL)
 RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'outbox_sql_publish_bytea';
 
@@ -298,7 +310,8 @@ CREATE FUNCTION amqp_outbox.uncommitted(
 	OUT content_type text, OUT content_encoding text, OUT persistent boolean,
 	OUT priority smallint, OUT correlation_id text, OUT reply_to text,
 	OUT expiration_ms bigint, OUT message_timestamp timestamptz,
-	OUT type text, OUT user_id text, OUT app_id text, OUT mandatory boolean)
+	OUT type text, OUT user_id text, OUT app_id text, OUT mandatory boolean,
+	OUT ordering_key text)
 RETURNS SETOF record LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'outbox_sql_uncommitted';
 COMMENT ON FUNCTION amqp_outbox.uncommitted() IS
@@ -343,7 +356,7 @@ SELECT s.server, o.id, o.message_id,
 	o.content_encoding, o.persistent, o.priority, o.correlation_id, o.reply_to,
 	o.expiration_ms::float8 * interval '1 millisecond' AS expiration,
 	o.message_timestamp, o.type, o.user_id, o.app_id, o.mandatory,
-	o.enqueued_at, NULL::timestamptz AS due_at,
+	o.ordering_key, o.enqueued_at, NULL::timestamptz AS due_at,
 	CASE WHEN l.id IS NOT NULL THEN l.delivered_at
 		WHEN o.id <= s.through_id THEN (SELECT r.settled_at
 			FROM amqp_outbox.receipt r
@@ -359,12 +372,14 @@ WHERE NOT EXISTS (SELECT FROM amqp_outbox.deferred d
 	AND NOT EXISTS (SELECT FROM amqp_outbox.dead_letter d
 	WHERE d.server_key = o.server_key AND d.id = o.id)
 UNION ALL
-SELECT s.server, d.id, d.message_id, 'retrying',
+SELECT s.server, d.id, d.message_id,
+	CASE WHEN d.attempts > 0 THEN 'retrying' ELSE 'pending' END,
 	d.exchange, d.routing_key, d.body, d.headers, d.content_type,
 	d.content_encoding, d.persistent, d.priority, d.correlation_id, d.reply_to,
 	d.expiration_ms::float8 * interval '1 millisecond',
 	d.message_timestamp, d.type, d.user_id, d.app_id, d.mandatory,
-	d.enqueued_at, d.due_at, NULL, d.attempts, d.last_error
+	d.ordering_key, d.enqueued_at, nullif(d.due_at, 'infinity'), NULL,
+	d.attempts, d.last_error
 FROM amqp_outbox.deferred d
 	JOIN settled s ON s.server_key = d.server_key
 UNION ALL
@@ -373,7 +388,7 @@ SELECT s.server, d.id, d.message_id, 'dead',
 	d.content_encoding, d.persistent, d.priority, d.correlation_id, d.reply_to,
 	d.expiration_ms::float8 * interval '1 millisecond',
 	d.message_timestamp, d.type, d.user_id, d.app_id, d.mandatory,
-	d.enqueued_at, NULL, NULL, d.attempts, d.last_error
+	d.ordering_key, d.enqueued_at, NULL, NULL, d.attempts, d.last_error
 FROM amqp_outbox.dead_letter d
 	JOIN settled s ON s.server_key = d.server_key
 UNION ALL
@@ -382,7 +397,7 @@ SELECT u.server, NULL, u.message_id, 'uncommitted',
 	u.content_encoding, u.persistent, u.priority, u.correlation_id, u.reply_to,
 	u.expiration_ms::float8 * interval '1 millisecond',
 	u.message_timestamp, u.type, u.user_id, u.app_id, u.mandatory,
-	u.enqueued_at, NULL, NULL, 0, NULL
+	u.ordering_key, u.enqueued_at, NULL, NULL, 0, NULL
 FROM amqp_outbox.uncommitted() u;
 COMMENT ON VIEW amqp_outbox.message IS
 'every message that is still stored, with what became of it';
@@ -472,14 +487,14 @@ AS $$
 			enqueued_at, exchange, routing_key, body, headers, content_type,
 			content_encoding, persistent, priority, correlation_id, reply_to,
 			expiration_ms, message_timestamp, type, user_id, app_id, mandatory,
-			due_at, attempts, first_attempt_at, last_attempt_at,
+			ordering_key, due_at, attempts, first_attempt_at, last_attempt_at,
 			possible_duplicate, reply_code, last_error)
 		SELECT g.server_key, g.id, g.message_id,
 			g.enqueued_at, g.exchange, g.routing_key, g.body, g.headers,
 			g.content_type, g.content_encoding, g.persistent, g.priority,
 			g.correlation_id, g.reply_to, g.expiration_ms,
 			g.message_timestamp, g.type, g.user_id, g.app_id, g.mandatory,
-			now(), 0, now(), g.last_attempt_at,
+			g.ordering_key, now(), 0, now(), g.last_attempt_at,
 			g.possible_duplicate, g.reply_code, g.last_error
 		FROM gone g
 	)
@@ -498,6 +513,7 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+	PERFORM amqp_outbox.wake();
 	RETURN QUERY EXECUTE format('
 		WITH gone AS (
 			DELETE FROM amqp_outbox.dead_letter d

@@ -29,12 +29,13 @@ SELECT amqp_publish(exchange => 'ex', routing_key => 'rk', body => '{}'::jsonb,
 	persistent => false, priority => 255, correlation_id => 'corr', reply_to => 'answers',
 	expiration => '1 day 0.5 s', message_id => 'own-id',
 	message_timestamp => '2026-01-02 03:04:05.678+00', type => 'order.released',
-	user_id => 'guest', app_id => 'mes', mandatory => true, server => 'mes');
+	user_id => 'guest', app_id => 'mes', mandatory => true, server => 'mes',
+	ordering_key => 'order 4711');
 \x
 SELECT server, id, message_id, status, exchange, routing_key, body, headers, content_type,
 	content_encoding, persistent, priority, correlation_id, reply_to, expiration,
 	message_timestamp AT TIME ZONE 'UTC' AS message_timestamp, type, user_id, app_id, mandatory,
-	enqueued_at <= clock_timestamp() AS enqueued, due_at, delivered_at, attempts, last_error
+	ordering_key, enqueued_at <= clock_timestamp() AS enqueued, due_at, delivered_at, attempts, last_error
 	FROM amqp_outbox.message;
 \x
 ROLLBACK;
@@ -58,6 +59,7 @@ SELECT amqp_publish('ex', 'rk', NULL::bytea);
 -- short strings
 SELECT amqp_publish(repeat('e', 256), 'rk', 'x');
 SELECT amqp_publish('ex', repeat('r', 256), 'x');
+SELECT amqp_publish('ex', 'rk', 'x', ordering_key => repeat('k', 256));
 SELECT amqp_publish('ex', repeat('ä', 128), 'x');
 SELECT amqp_publish('ex', 'rk', 'x', content_type => repeat('c', 256));
 SELECT amqp_publish('ex', 'rk', 'x', content_encoding => repeat('c', 256));

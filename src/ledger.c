@@ -3,11 +3,17 @@
  * ledger.c
  *	  Messages between being read and being settled.
  *
- * A ring with three pointers, which count messages since the start:
+ * A ring with pointers that count messages since the start:
  *
- *	  removed ......... sent ......... added
+ *	  removed ......... scan ......... added
  *		 | in flight, or  | to be sent   |
  *		 | settled        |              |
+ *
+ * Messages are sent in this order, except those that wait for another one of
+ * their ordering key: they are passed over, and looked at again from the first
+ * of them on when a message with a key is answered.  When a message fails,
+ * those of its key behind it that are not yet sent fail with it: they are
+ * HELD, to be put behind it in amqp_outbox.deferred.
  *
  * Delivery tags belong to a channel and count what was sent on it, so a
  * second ring leads from a tag to its message.  Acknowledgements come in any
@@ -27,8 +33,11 @@
 struct OutboxLedger
 {
 	uint64		removed;
-	uint64		sent;
+	uint64		scan;
 	uint64		added;
+	uint64		passed_over;	/* the first one that waits; else >= scan */
+	uint64		current;		/* the one outbox_ledger_next() gave */
+	int			unsent;
 	int			settled;		/* of those from removed on, without a gap */
 	int			in_flight;		/* sent, confirm outstanding */
 	Size		bytes;
@@ -37,6 +46,7 @@ struct OutboxLedger
 	uint32		mask;			/* size - 1 */
 	OutboxEntry *entries;
 	uint64	   *tags;			/* position of the message with a tag */
+	OutboxOrdering *ordering;
 };
 
 /* what a message occupies besides its body, roughly */
@@ -54,6 +64,8 @@ outbox_ledger_create(MemoryContext context, int size)
 											 size * sizeof(OutboxEntry));
 	ledger->tags = MemoryContextAllocZero(context, size * sizeof(uint64));
 	ledger->first_open_tag = 1;
+	ledger->passed_over = PG_UINT64_MAX;
+	ledger->ordering = outbox_ordering_create(context);
 	return ledger;
 }
 
@@ -71,15 +83,9 @@ outbox_entry_bytes(const OutboxEntry *entry)
 }
 
 int
-outbox_ledger_count(const OutboxLedger *ledger)
-{
-	return (int) (ledger->added - ledger->removed);
-}
-
-int
 outbox_ledger_room(const OutboxLedger *ledger)
 {
-	return (int) ledger->mask + 1 - outbox_ledger_count(ledger);
+	return (int) (ledger->mask + 1 - (ledger->added - ledger->removed));
 }
 
 Size
@@ -97,7 +103,90 @@ outbox_ledger_in_flight(const OutboxLedger *ledger)
 int
 outbox_ledger_unpublished(const OutboxLedger *ledger)
 {
-	return (int) (ledger->added - ledger->sent);
+	return ledger->unsent;
+}
+
+/*
+ * Outcomes
+ */
+
+static void
+outbox_entry_explain(OutboxEntry *entry, OutboxOutcome outcome,
+					 OutboxReason reason, int reply_code, const char *words)
+{
+	entry->outcome = outcome;
+	entry->reason = reason;
+	entry->reply_code = reply_code;
+	entry->words = MemoryContextStrdup(entry->batch, words);
+}
+
+/* Others of its key, behind it, must not go past it. */
+static void
+outbox_entry_hold(OutboxEntry *entry)
+{
+	entry->outcome = OUTBOX_HELD;
+	entry->failed = true;
+	entry->key->failed++;
+}
+
+/* An entry failed: so do those of its key behind it that are not sent. */
+static void
+outbox_ledger_hold_behind(OutboxLedger *ledger, uint64 position)
+{
+	OutboxEntry *first = outbox_ledger_at(ledger, position);
+	OutboxKey  *key = first->key;
+	int			left;
+
+	if (key == NULL)
+		return;
+	first->failed = true;
+	left = key->messages - ++key->failed;
+	for (uint64 p = position + 1; p < ledger->added && left > 0; p++)
+	{
+		OutboxEntry *entry = outbox_ledger_at(ledger, p);
+
+		if (entry->key != key || entry->outcome != OUTBOX_OPEN ||
+			entry->tag != 0)
+			continue;
+		outbox_entry_hold(entry);
+		ledger->unsent--;
+		left--;
+	}
+}
+
+/* The broker answered, for better or worse: others of the key may go on. */
+static void
+outbox_ledger_answered(OutboxLedger *ledger, OutboxEntry *entry,
+					   bool delivered)
+{
+	if (!entry->awaited)
+		return;
+	entry->awaited = false;
+	outbox_ordering_answered(ledger->ordering, entry->key, entry->message,
+							 entry->unproven, delivered);
+	ledger->scan = Min(ledger->scan, ledger->passed_over);
+	ledger->passed_over = PG_UINT64_MAX;
+}
+
+/*
+ * Coming in and being sent
+ */
+
+static void
+outbox_ledger_add_one(OutboxLedger *ledger, OutboxEntry *entry)
+{
+	const OutboxMessage *msg = entry->message;
+
+	ledger->bytes += outbox_entry_bytes(entry);
+	ledger->added++;
+	ledger->unsent++;
+	if (msg->ordering_key == NULL)
+		return;
+	entry->key = outbox_ordering_enter(ledger->ordering, msg->ordering_key);
+	if (!msg->held && entry->key->failed == 0)
+		return;
+	outbox_entry_hold(entry);
+	ledger->unsent--;
 }
 
 void
@@ -116,66 +205,76 @@ outbox_ledger_add(OutboxLedger *ledger, OutboxMessage **messages, int n,
 			.last_of_batch = (i == n - 1),
 			.outcome = OUTBOX_OPEN
 		};
-		ledger->bytes += outbox_entry_bytes(entry);
-		ledger->added++;
+		outbox_ledger_add_one(ledger, entry);
 	}
 }
 
 OutboxEntry *
-outbox_ledger_next(OutboxLedger *ledger)
+outbox_ledger_next(OutboxLedger *ledger, int key_window)
 {
-	/* after a reconnection some already have their outcome */
-	while (ledger->sent < ledger->added &&
-		   outbox_ledger_at(ledger, ledger->sent)->outcome != OUTBOX_OPEN)
-		ledger->sent++;
-	return ledger->sent < ledger->added ?
-		outbox_ledger_at(ledger, ledger->sent) : NULL;
+	while (ledger->scan < ledger->added)
+	{
+		OutboxEntry *entry = outbox_ledger_at(ledger, ledger->scan);
+
+		ledger->current = ledger->scan++;
+		if (entry->outcome != OUTBOX_OPEN || entry->tag != 0)
+			continue;
+		if (entry->key == NULL ||
+			outbox_ordering_may_send(entry->key, key_window))
+			return entry;
+		ledger->passed_over = Min(ledger->passed_over, ledger->current);
+	}
+	return NULL;
 }
 
 void
 outbox_ledger_sent(OutboxLedger *ledger, uint64 tag, TimestampTz now)
 {
-	OutboxEntry *entry = outbox_ledger_at(ledger, ledger->sent);
+	OutboxEntry *entry = outbox_ledger_at(ledger, ledger->current);
 
 	Assert(tag == ledger->last_tag + 1);
 	entry->tag = tag;
 	entry->sent_at = now;
 	ledger->last_tag = tag;
-	ledger->tags[tag & ledger->mask] = ledger->sent;
-	ledger->sent++;
+	ledger->tags[tag & ledger->mask] = ledger->current;
+	ledger->unsent--;
 	ledger->in_flight++;
+	if (entry->key == NULL)
+		return;
+	entry->awaited = true;
+	entry->unproven = outbox_ordering_sent(ledger->ordering, entry->key,
+										   entry->message);
 }
 
+/* The current one is not sent, or not now. */
 static void
-outbox_entry_explain(OutboxEntry *entry, OutboxOutcome outcome,
-					 OutboxReason reason, int reply_code, const char *words)
+outbox_ledger_give_up(OutboxLedger *ledger, OutboxReason reason,
+					  int reply_code, const char *words)
 {
-	entry->outcome = outcome;
-	entry->reason = reason;
-	entry->reply_code = reply_code;
-	entry->words = MemoryContextStrdup(entry->batch, words);
+	outbox_entry_explain(outbox_ledger_at(ledger, ledger->current),
+						 OUTBOX_REJECTED, reason, reply_code, words);
+	ledger->unsent--;
+	outbox_ledger_hold_behind(ledger, ledger->current);
 }
 
 void
 outbox_ledger_refused(OutboxLedger *ledger, const char *words)
 {
-	outbox_entry_explain(outbox_ledger_at(ledger, ledger->sent),
-						 OUTBOX_REJECTED, OUTBOX_TOO_LARGE, 0, words);
-	ledger->sent++;
+	outbox_ledger_give_up(ledger, OUTBOX_TOO_LARGE, 0, words);
 }
 
 void
 outbox_ledger_skipped(OutboxLedger *ledger, int reply_code,
 					  const char *words, TimestampTz not_before)
 {
-	OutboxEntry *entry = outbox_ledger_at(ledger, ledger->sent);
-
-	outbox_entry_explain(entry, OUTBOX_REJECTED,
-						 outbox_reason_of_reply_code(reply_code), reply_code,
-						 words);
-	entry->not_before = not_before;
-	ledger->sent++;
+	outbox_ledger_at(ledger, ledger->current)->not_before = not_before;
+	outbox_ledger_give_up(ledger, outbox_reason_of_reply_code(reply_code),
+						  reply_code, words);
 }
+
+/*
+ * The broker's answers
+ */
 
 /* The broker answered one tag; a second answer changes nothing. */
 static void
@@ -194,6 +293,7 @@ outbox_ledger_answer(OutboxLedger *ledger, uint64 tag, bool ack)
 	ledger->in_flight--;
 	if (entry->outcome != OUTBOX_OPEN)
 		return;					/* it was returned before */
+	outbox_ledger_answered(ledger, entry, ack);
 	if (ack)
 	{
 		entry->outcome = OUTBOX_DELIVERED;
@@ -203,6 +303,7 @@ outbox_ledger_answer(OutboxLedger *ledger, uint64 tag, bool ack)
 	entry->doubtful = true;
 	outbox_entry_explain(entry, OUTBOX_REJECTED, OUTBOX_NACKED, 0,
 						 "the broker did not take the message (basic.nack)");
+	outbox_ledger_hold_behind(ledger, position);
 }
 
 bool
@@ -229,14 +330,14 @@ outbox_ledger_confirm(OutboxLedger *ledger, uint64 tag, bool multiple,
 bool
 outbox_ledger_return(OutboxLedger *ledger, const char *message_id,
 					 const char *exchange, const char *routing_key,
-					 int reply_code, const char *words)
+					 int reply_code, const char *words, bool accepted)
 {
 	/*
 	 * A return carries no delivery tag.  Returns come in the order of
 	 * publishing, so it is the first of those in flight that looks like it
 	 * and was not returned yet.
 	 */
-	for (uint64 p = ledger->removed; p < ledger->sent; p++)
+	for (uint64 p = ledger->removed; p < ledger->added; p++)
 	{
 		OutboxEntry *entry = outbox_ledger_at(ledger, p);
 
@@ -247,6 +348,9 @@ outbox_ledger_return(OutboxLedger *ledger, const char *message_id,
 			continue;
 		outbox_entry_explain(entry, OUTBOX_RETURNED, OUTBOX_UNROUTABLE,
 							 reply_code, words);
+		outbox_ledger_answered(ledger, entry, accepted);
+		if (!accepted)
+			outbox_ledger_hold_behind(ledger, p);
 		return true;
 	}
 	return false;
@@ -257,7 +361,7 @@ outbox_ledger_sole(OutboxLedger *ledger)
 {
 	if (ledger->in_flight != 1)
 		return NULL;
-	for (uint64 p = ledger->removed; p < ledger->sent; p++)
+	for (uint64 p = ledger->removed; p < ledger->added; p++)
 	{
 		OutboxEntry *entry = outbox_ledger_at(ledger, p);
 
@@ -267,6 +371,14 @@ outbox_ledger_sole(OutboxLedger *ledger)
 	return NULL;
 }
 
+static uint64
+outbox_ledger_position(const OutboxLedger *ledger, const OutboxEntry *entry)
+{
+	uint64		index = entry - ledger->entries;
+
+	return ledger->removed + ((index - ledger->removed) & ledger->mask);
+}
+
 void
 outbox_ledger_reject(OutboxLedger *ledger, OutboxEntry *entry, int reply_code,
 					 const char *words)
@@ -274,29 +386,37 @@ outbox_ledger_reject(OutboxLedger *ledger, OutboxEntry *entry, int reply_code,
 	Assert(entry->tag != 0);
 	entry->tag = 0;
 	ledger->in_flight--;
+	outbox_ledger_answered(ledger, entry, false);
 	outbox_entry_explain(entry, OUTBOX_REJECTED,
 						 outbox_reason_of_reply_code(reply_code), reply_code,
 						 words);
+	outbox_ledger_hold_behind(ledger, outbox_ledger_position(ledger, entry));
 }
 
 int
 outbox_ledger_forget_tags(OutboxLedger *ledger)
 {
-	uint64		was_sent = ledger->sent;
+	uint64		p = ledger->removed + ledger->settled;
+	int			open = 0;
 	int			again = 0;
 
-	ledger->sent = ledger->removed + ledger->settled;
-	for (uint64 p = ledger->removed; p < was_sent; p++)
+	ledger->scan = p;
+	ledger->passed_over = PG_UINT64_MAX;
+	for (; p < ledger->added; p++)
 	{
 		OutboxEntry *entry = outbox_ledger_at(ledger, p);
 
-		if (entry->outcome == OUTBOX_OPEN)
+		open += entry->outcome == OUTBOX_OPEN;
+		if (entry->outcome == OUTBOX_OPEN && entry->tag != 0)
 		{
-			entry->doubtful |= entry->tag != 0;
-			again++;
+			entry->doubtful = true;
+			ledger->unsent++;
+			again = open;
 		}
 		entry->tag = 0;
+		entry->awaited = false;
 	}
+	outbox_ordering_reset(ledger->ordering);
 	ledger->in_flight = 0;
 	ledger->last_tag = 0;
 	ledger->first_open_tag = 1;
@@ -323,7 +443,7 @@ outbox_ledger_oldest_sent(const OutboxLedger *ledger)
 {
 	if (ledger->in_flight == 0)
 		return 0;
-	for (uint64 p = ledger->removed + ledger->settled; p < ledger->sent; p++)
+	for (uint64 p = ledger->removed + ledger->settled; p < ledger->added; p++)
 	{
 		const OutboxEntry *entry = &ledger->entries[p & ledger->mask];
 
@@ -360,6 +480,11 @@ outbox_ledger_remove(OutboxLedger *ledger, int n)
 		/* a returned message whose confirm is still to come */
 		if (entry->tag != 0)
 			ledger->in_flight--;
+		if (entry->key)
+		{
+			entry->key->failed -= entry->failed;
+			outbox_ordering_leave(ledger->ordering, entry->key);
+		}
 		ledger->bytes -= outbox_entry_bytes(entry);
 		if (entry->last_of_batch)
 			MemoryContextDelete(entry->batch);
@@ -367,22 +492,5 @@ outbox_ledger_remove(OutboxLedger *ledger, int n)
 		ledger->removed++;
 	}
 	ledger->settled -= n;
-	ledger->sent = Max(ledger->sent, ledger->removed);
-}
-
-void
-outbox_ledger_clear(OutboxLedger *ledger)
-{
-	while (ledger->removed < ledger->added)
-	{
-		OutboxEntry *entry = outbox_ledger_at(ledger, ledger->removed);
-
-		if (entry->last_of_batch)
-			MemoryContextDelete(entry->batch);
-		ledger->removed++;
-	}
-	ledger->sent = ledger->added;
-	ledger->settled = 0;
-	ledger->bytes = 0;
-	outbox_ledger_forget_tags(ledger);
+	ledger->scan = Max(ledger->scan, ledger->removed);
 }

@@ -9,6 +9,7 @@
 #define OUTBOX_LEDGER_H
 
 #include "message.h"
+#include "ordering.h"
 
 typedef struct OutboxLedger OutboxLedger;
 
@@ -26,13 +27,17 @@ typedef struct OutboxEntry
 	int			reply_code;		/* the same; 0: none */
 	char	   *words;			/* the broker's; in the batch's context */
 	TimestampTz not_before;		/* of the next attempt; 0: no matter */
+
+	OutboxKey  *key;			/* NULL: it has no ordering key */
+	bool		failed;			/* counted in the key's */
+	bool		awaited;		/* counted in the key's in_flight */
+	bool		unproven;		/* counted in the key's */
 } OutboxEntry;
 
 /* An empty ledger with room for this many messages (a power of two). */
 extern OutboxLedger *outbox_ledger_create(MemoryContext context, int size);
 
 extern int	outbox_ledger_room(const OutboxLedger *ledger);
-extern int	outbox_ledger_count(const OutboxLedger *ledger);
 extern Size outbox_ledger_bytes(const OutboxLedger *ledger);
 extern int	outbox_ledger_in_flight(const OutboxLedger *ledger);
 extern int	outbox_ledger_unpublished(const OutboxLedger *ledger);
@@ -41,8 +46,11 @@ extern int	outbox_ledger_unpublished(const OutboxLedger *ledger);
 extern void outbox_ledger_add(OutboxLedger *ledger, OutboxMessage **messages,
 							  int n, MemoryContext batch);
 
-/* The next one to send, NULL if there is none. */
-extern OutboxEntry *outbox_ledger_next(OutboxLedger *ledger);
+/*
+ * The next one to send, NULL if there is none.  It must be sent, refused or
+ * skipped before the next call.
+ */
+extern OutboxEntry *outbox_ledger_next(OutboxLedger *ledger, int key_window);
 
 /*
  * That one was sent with this tag, or is too large to be sent at all.  Tags
@@ -58,14 +66,15 @@ extern void outbox_ledger_skipped(OutboxLedger *ledger, int reply_code,
 
 /*
  * The broker's answers.  Both are false if they are about a message that was
- * not sent: then the broker cannot be trusted.
+ * not sent: then the broker cannot be trusted.  accepted: a returned message
+ * is not to be tried again.
  */
 extern bool outbox_ledger_confirm(OutboxLedger *ledger, uint64 tag,
 								  bool multiple, bool ack);
 extern bool outbox_ledger_return(OutboxLedger *ledger, const char *message_id,
 								 const char *exchange,
 								 const char *routing_key, int reply_code,
-								 const char *words);
+								 const char *words, bool accepted);
 
 /* The only message in flight, NULL if there are none or several. */
 extern OutboxEntry *outbox_ledger_sole(OutboxLedger *ledger);
@@ -74,7 +83,7 @@ extern void outbox_ledger_reject(OutboxLedger *ledger, OutboxEntry *entry,
 
 /*
  * The channel is gone: all that was sent and has no outcome will be sent
- * again.  Returns how many messages that are (the first ones to be sent).
+ * again.  They are among the next ones to be sent; returns how many those are.
  */
 extern int	outbox_ledger_forget_tags(OutboxLedger *ledger);
 
@@ -93,7 +102,5 @@ extern OutboxEntry *outbox_ledger_get(OutboxLedger *ledger, int i);
 /* Remove the n oldest messages and free what they occupied. */
 extern void outbox_ledger_remove(OutboxLedger *ledger, int n);
 
-/* Remove all. */
-extern void outbox_ledger_clear(OutboxLedger *ledger);
 
 #endif							/* OUTBOX_LEDGER_H */

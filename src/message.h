@@ -39,6 +39,8 @@ typedef struct OutboxMessage
 	int			attempts;		/* attempts already settled, 0 for a new one */
 	bool		possible_duplicate; /* one of them has no known outcome */
 	TimestampTz first_attempt_at;	/* 0: there was none */
+	const char *ordering_key;	/* NULL: none */
+	bool		held;			/* an earlier message of its key is not done */
 
 	const char *message_id;
 	const char *exchange;		/* "" is AMQP's default exchange */
@@ -70,7 +72,8 @@ typedef enum OutboxOutcome
 	OUTBOX_OPEN,				/* not settled yet */
 	OUTBOX_DELIVERED,			/* the broker acknowledged it */
 	OUTBOX_RETURNED,			/* the broker could not route it */
-	OUTBOX_REJECTED				/* nack, or it closed the channel */
+	OUTBOX_REJECTED,			/* nack, or it closed the channel */
+	OUTBOX_HELD					/* not sent, lest it overtake one of its key */
 } OutboxOutcome;
 
 /*

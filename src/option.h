@@ -48,9 +48,11 @@ typedef struct OutboxServer
 	int			confirm_timeout;	/* seconds */
 	int			frame_max;		/* bytes, >= 8192 */
 	int			window;			/* messages in flight */
+	int			key_window;		/* of one ordering key; 0: no limit */
 	int			max_attempts;	/* then a message is a dead letter */
 	int			max_age;		/* seconds since the first; 0: no limit */
 	OutboxUnroutable unroutable;
+	bool		dead_letter_holds_key;	/* others of its ordering key wait */
 	bool		persistent;		/* default for messages that do not say */
 	bool		mandatory;		/* the same */
 } OutboxServer;

@@ -88,6 +88,7 @@ struct OutboxPipeline
 
 	TimestampTz next_due;		/* of the deferred messages; 0: none */
 	int			deferred;		/* how many of them are in the ledger */
+	bool		orphans;		/* some may wait behind a message that is gone */
 
 	int			suspects;		/* to be sent one at a time, see below */
 	OutboxDestinations *destinations;	/* not to be sent to */
@@ -160,7 +161,8 @@ outbox_pipeline_open(OutboxPipeline *pipeline)
 		pipeline->doubt.due_at = GetCurrentTimestamp();
 		pipeline->may_have_sent = true;
 	}
-	pipeline->next_due = outbox_store_next_due(pipeline->server_key);
+	pipeline->orphans = true;
+	pipeline->next_due = GetCurrentTimestamp();
 	return OUTBOX_READ_SOME;
 }
 
@@ -288,10 +290,14 @@ outbox_pipeline_read(OutboxPipeline *pipeline, const OutboxServer *server)
 								   &current.mandatory);
 	if (pipeline->server_key != 0 && horizon > pipeline->read_through + 1)
 		outbox_pipeline_read_outbox(pipeline, horizon, &current);
+	if (pipeline->server_key != 0 && pipeline->orphans)
+		outbox_store_release_orphans(pipeline->server_key, now);
 	if (pipeline->server_key != 0 && outbox_pipeline_has_due(pipeline, now))
 		outbox_pipeline_read_due(pipeline, now, &current);
 	outbox_store_commit();
 
+	if (pipeline->server_key != 0)
+		pipeline->orphans = false;
 	return result;
 }
 
@@ -406,7 +412,8 @@ outbox_pipeline_publish(OutboxPipeline *pipeline, const OutboxServer *server,
 	now = GetCurrentTimestamp();
 	while (outbox_ledger_in_flight(pipeline->ledger) < window &&
 		   outbox_transport_pending(transport) < OUTBOX_SEND_BYTES &&
-		   (entry = outbox_ledger_next(pipeline->ledger)) != NULL)
+		   (entry = outbox_ledger_next(pipeline->ledger,
+									   server->key_window)) != NULL)
 	{
 		outbox_pipeline_send(pipeline, entry, transport, now);
 		if (pipeline->suspects > 0 && --pipeline->suspects == 0)
@@ -445,7 +452,8 @@ outbox_pipeline_channel_closed(OutboxPipeline *pipeline,
 }
 
 bool
-outbox_pipeline_event(OutboxPipeline *pipeline, const OutboxEvent *event)
+outbox_pipeline_event(OutboxPipeline *pipeline, const OutboxServer *server,
+					  const OutboxEvent *event)
 {
 	bool		plausible = true;
 
@@ -461,7 +469,8 @@ outbox_pipeline_event(OutboxPipeline *pipeline, const OutboxEvent *event)
 											 event->exchange,
 											 event->routing_key,
 											 event->reply_code,
-											 event->failure.detail);
+											 event->failure.detail,
+											 server->unroutable == OUTBOX_UNROUTABLE_ACCEPT);
 			break;
 		case OUTBOX_EVENT_CHANNEL_CLOSED:
 			outbox_pipeline_channel_closed(pipeline, event);
@@ -524,13 +533,18 @@ outbox_pipeline_settle_failure(OutboxPipeline *pipeline,
 		.reason = entry->reason,
 		.possible_duplicate = msg->possible_duplicate || entry->doubtful,
 		.reply_code = entry->reply_code,
-		.words = entry->words
+		.words = entry->words,
+		.holds_key = server->dead_letter_holds_key
 	};
 
-	if (msg->deferred)
-		outbox_store_defer_again(pipeline->server_key, &deferral);
-	else
+	if (!msg->deferred)
 		outbox_store_defer(pipeline->server_key, &deferral);
+	else
+	{
+		outbox_store_defer_again(pipeline->server_key, &deferral);
+		if (msg->ordering_key && deferral.due_at != 0)
+			outbox_store_hold_behind(pipeline->server_key, msg, now);
+	}
 	if (deferral.due_at == 0)
 		ereport(LOG,
 				(errmsg("message \"%s\" to server \"%s\" is a dead letter: %s",
@@ -546,10 +560,17 @@ outbox_pipeline_settle_one(OutboxPipeline *pipeline,
 						   const OutboxEntry *entry)
 {
 	const OutboxMessage *msg = entry->message;
+	TimestampTz now = receipt->settled_at;
 	bool		delivered = entry->outcome == OUTBOX_DELIVERED;
 
 	if (!msg->deferred)
 		receipt->through_id = msg->id;
+	if (entry->outcome == OUTBOX_HELD)
+	{
+		outbox_store_hold(pipeline->server_key, msg,
+						  msg->possible_duplicate || entry->doubtful, now);
+		return;
+	}
 	if (entry->outcome == OUTBOX_RETURNED)
 	{
 		receipt->returned++;
@@ -562,11 +583,30 @@ outbox_pipeline_settle_one(OutboxPipeline *pipeline,
 		receipt->rejected++;
 
 	if (!delivered)
-		outbox_pipeline_settle_failure(pipeline, server, entry,
-									   receipt->settled_at);
+		outbox_pipeline_settle_failure(pipeline, server, entry, now);
 	else if (msg->deferred)
-		outbox_store_deliver_deferred(pipeline->server_key, msg->id,
-									  receipt->settled_at);
+		outbox_store_deliver_deferred(pipeline->server_key, msg->id, now);
+}
+
+/* Let those go on that waited behind one of the n oldest messages. */
+static void
+outbox_pipeline_release(OutboxPipeline *pipeline, int n, TimestampTz now)
+{
+	List	   *keys = NIL;
+	ListCell   *lc;
+
+	for (int i = 0; i < n; i++)
+	{
+		OutboxEntry *entry = outbox_ledger_get(pipeline->ledger, i);
+
+		if (entry->key && entry->message->deferred &&
+			entry->outcome != OUTBOX_HELD)
+			keys = list_append_unique_ptr(keys, entry->key);
+	}
+	foreach(lc, keys)
+		outbox_store_release(pipeline->server_key,
+							 ((OutboxKey *) lfirst(lc))->name, now);
+	list_free(keys);
 }
 
 /* The transaction of a receipt over the n oldest messages. */
@@ -580,7 +620,8 @@ outbox_pipeline_write_receipt(OutboxPipeline *pipeline,
 
 	receipt.receipt_no++;
 	receipt.settled_at = GetCurrentTimestamp();
-	receipt.clean = clean;
+	/* what was only held was never sent */
+	receipt.clean = clean || !pipeline->may_have_sent;
 	if (!outbox_store_begin())
 		return;
 	for (int i = 0; i < n; i++)
@@ -590,6 +631,8 @@ outbox_pipeline_write_receipt(OutboxPipeline *pipeline,
 		outbox_pipeline_settle_one(pipeline, server, &receipt, entry);
 		deferred += entry->message->deferred;
 	}
+	if (deferred > 0)
+		outbox_pipeline_release(pipeline, n, receipt.settled_at);
 	outbox_store_write_receipt(pipeline->server_key, &receipt);
 	next_due = outbox_store_next_due(pipeline->server_key);
 	outbox_store_commit();
@@ -653,6 +696,7 @@ void
 outbox_pipeline_look_for_due(OutboxPipeline *pipeline)
 {
 	outbox_destinations_forget(pipeline->destinations);
+	pipeline->orphans = true;
 	if (pipeline->server_key != 0)
 		pipeline->next_due = GetCurrentTimestamp();
 }

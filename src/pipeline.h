@@ -48,6 +48,7 @@ extern void outbox_pipeline_publish(OutboxPipeline *pipeline,
  * if it cannot be true.
  */
 extern bool outbox_pipeline_event(OutboxPipeline *pipeline,
+								  const OutboxServer *server,
 								  const OutboxEvent *event);
 
 /* The connection is gone: what is not settled will be sent again. */

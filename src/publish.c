@@ -52,7 +52,8 @@ enum OutboxArgument
 	ARG_USER_ID,
 	ARG_APP_ID,
 	ARG_MANDATORY,
-	ARG_SERVER
+	ARG_SERVER,
+	ARG_ORDERING_KEY
 };
 
 /* Arguments that travel as AMQP short strings. */
@@ -204,6 +205,29 @@ outbox_publish_short_strings(FunctionCallInfo fcinfo, Datum *values,
 		total += 1 + len;
 	}
 	return total;
+}
+
+/* It does not travel, but it is compared in places of a fixed size. */
+static void
+outbox_publish_ordering_key(FunctionCallInfo fcinfo, Datum *values,
+							bool *isnull)
+{
+	Datum		key;
+	int			len;
+
+	isnull[OUTBOX_COL_ORDERING_KEY] = PG_ARGISNULL(ARG_ORDERING_KEY);
+	if (isnull[OUTBOX_COL_ORDERING_KEY])
+		return;
+	key = PointerGetDatum(PG_GETARG_TEXT_PP(ARG_ORDERING_KEY));
+	len = outbox_publish_utf8_length(key, "ordering_key");
+	if (len > OUTBOX_SHORTSTR_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_STRING_DATA_RIGHT_TRUNCATION),
+				 errmsg("argument \"ordering_key\" of amqp_publish is too long"),
+				 errdetail("It has %d bytes in UTF-8; %d are allowed.",
+						   len, OUTBOX_SHORTSTR_MAX),
+				 errhint("Use the key of what the messages are about, or a hash of it.")));
+	values[OUTBOX_COL_ORDERING_KEY] = key;
 }
 
 static void
@@ -441,6 +465,7 @@ outbox_publish(FunctionCallInfo fcinfo, const OutboxBody *body)
 								values, isnull);
 	outbox_publish_default_text(body->content_encoding,
 								OUTBOX_COL_CONTENT_ENCODING, values, isnull);
+	outbox_publish_ordering_key(fcinfo, values, isnull);
 	outbox_publish_priority(fcinfo, values, isnull);
 	outbox_publish_expiration(fcinfo, values, isnull);
 	outbox_publish_timestamp(fcinfo, values, isnull);

@@ -39,12 +39,39 @@
 
 #define OUTBOX_MAX_PARAMS	9
 
+/* Messages of one ordering key that become due together. */
+#define OUTBOX_RELEASE_ROWS	"256"
+
 /* The columns of enum OutboxColumn. */
 #define OUTBOX_COLUMNS \
 	"server_key, id, message_id, enqueued_at, exchange, routing_key, body," \
 	" headers, content_type, content_encoding, persistent, priority," \
 	" correlation_id, reply_to, expiration_ms, message_timestamp, type," \
-	" user_id, app_id, mandatory"
+	" user_id, app_id, mandatory, ordering_key"
+
+/* Columns of amqp_outbox.deferred and amqp_outbox.dead_letter that follow. */
+#define OUTBOX_ATTEMPT_COLUMNS \
+	"attempts, first_attempt_at, last_attempt_at, possible_duplicate," \
+	" reply_code, last_error"
+
+/*
+ * Whether an earlier message of the key of row "m" is not done: it waits in
+ * amqp_outbox.deferred (under a further condition), or is a dead letter that
+ * holds its key.
+ */
+#define OUTBOX_HAS_EARLIER(condition) \
+	"(m.ordering_key IS NOT NULL AND (" \
+	"EXISTS (SELECT FROM amqp_outbox.deferred e" \
+	" WHERE e.server_key = m.server_key AND e.ordering_key = m.ordering_key" \
+	" AND e.id < m.id" condition ") OR " \
+	"EXISTS (SELECT FROM amqp_outbox.dead_letter h" \
+	" WHERE h.server_key = m.server_key AND h.ordering_key = m.ordering_key" \
+	" AND h.holds_key AND h.id < m.id)))"
+
+/* When row "m" is due if nothing were before it. */
+#define OUTBOX_DUE(due) \
+	"CASE WHEN " OUTBOX_HAS_EARLIER("") \
+	" THEN 'infinity' ELSE " due " END"
 
 /* The columns of amqp_outbox.receipt. */
 #define OUTBOX_RECEIPT_COLUMNS \
@@ -62,6 +89,11 @@ typedef enum OutboxStatementId
 	STATEMENT_WRITE_RECEIPT,
 	STATEMENT_DEFER,
 	STATEMENT_DEFER_AGAIN,
+	STATEMENT_HOLD,
+	STATEMENT_HOLD_AGAIN,
+	STATEMENT_HOLD_BEHIND,
+	STATEMENT_RELEASE,
+	STATEMENT_RELEASE_ORPHANS,
 	STATEMENT_BURY,
 	STATEMENT_BURY_DEFERRED,
 	STATEMENT_DELIVER_DEFERRED,
@@ -95,22 +127,26 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 		1, {INT4OID}
 	},
 	[STATEMENT_READ] = {
-		"SELECT " OUTBOX_COLUMNS ", 0, id <= $4, NULL::timestamptz"
-		" FROM amqp_outbox.outbox"
+		"SELECT " OUTBOX_COLUMNS ", 0, id <= $4, NULL::timestamptz, "
+		OUTBOX_HAS_EARLIER("")
+		" FROM amqp_outbox.outbox m"
 		" WHERE server_key = $1 AND id > $2 AND id < $3"
 		" ORDER BY server_key, id",
 		4, {INT4OID, INT8OID, INT8OID, INT8OID}
 	},
+	/* earlier ones of a key that are due before it come before it here, too */
 	[STATEMENT_READ_DUE] = {
 		"SELECT " OUTBOX_COLUMNS ", attempts,"
-		" possible_duplicate OR due_at <= $3, first_attempt_at"
-		" FROM amqp_outbox.deferred"
+		" possible_duplicate OR due_at <= $3, first_attempt_at, "
+		OUTBOX_HAS_EARLIER(" AND e.due_at > m.due_at")
+		" FROM amqp_outbox.deferred m"
 		" WHERE server_key = $1 AND due_at <= $2"
 		" ORDER BY server_key, due_at, id",
 		3, {INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID}
 	},
 	[STATEMENT_NEXT_DUE] = {
-		"SELECT due_at FROM amqp_outbox.deferred WHERE server_key = $1"
+		"SELECT due_at FROM amqp_outbox.deferred"
+		" WHERE server_key = $1 AND due_at < 'infinity'"
 		" ORDER BY server_key, due_at LIMIT 1",
 		1, {INT4OID}
 	},
@@ -121,41 +157,78 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 			INT8OID, INT8OID, BOOLOID}
 	},
 	[STATEMENT_DEFER] = {
-		"INSERT INTO amqp_outbox.deferred (" OUTBOX_COLUMNS ", due_at,"
-		" attempts, first_attempt_at, last_attempt_at, possible_duplicate,"
-		" reply_code, last_error)"
-		" SELECT " OUTBOX_COLUMNS ", $3, 1, $4, $4, $5, $6, $7"
-		" FROM amqp_outbox.outbox WHERE server_key = $1 AND id = $2",
+		"INSERT INTO amqp_outbox.deferred (" OUTBOX_COLUMNS ", due_at, "
+		OUTBOX_ATTEMPT_COLUMNS ")"
+		" SELECT " OUTBOX_COLUMNS ", " OUTBOX_DUE("$3") ", 1, $4, $4, $5, $6, $7"
+		" FROM amqp_outbox.outbox m WHERE server_key = $1 AND id = $2",
 		7, {INT4OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID,
 			INT4OID, TEXTOID}
 	},
 	[STATEMENT_DEFER_AGAIN] = {
-		"UPDATE amqp_outbox.deferred SET due_at = $3, attempts = attempts + 1,"
+		"UPDATE amqp_outbox.deferred m SET due_at = " OUTBOX_DUE("$3")
+		", attempts = attempts + 1,"
+		" first_attempt_at = COALESCE(first_attempt_at, $4),"
 		" last_attempt_at = $4, possible_duplicate = $5, reply_code = $6,"
 		" last_error = $7 WHERE server_key = $1 AND id = $2",
 		7, {INT4OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID,
 			INT4OID, TEXTOID}
 	},
+	/* a message that was not sent, lest it overtake one of its key */
+	[STATEMENT_HOLD] = {
+		"INSERT INTO amqp_outbox.deferred (" OUTBOX_COLUMNS ", due_at,"
+		" attempts, possible_duplicate)"
+		" SELECT " OUTBOX_COLUMNS ", " OUTBOX_DUE("$3") ", 0, $4"
+		" FROM amqp_outbox.outbox m WHERE server_key = $1 AND id = $2",
+		4, {INT4OID, INT8OID, TIMESTAMPTZOID, BOOLOID}
+	},
+	[STATEMENT_HOLD_AGAIN] = {
+		"UPDATE amqp_outbox.deferred m SET due_at = " OUTBOX_DUE("$3")
+		", possible_duplicate = $4 WHERE server_key = $1 AND id = $2",
+		4, {INT4OID, INT8OID, TIMESTAMPTZOID, BOOLOID}
+	},
+	/* those of the key that were to follow message $2 at once */
+	[STATEMENT_HOLD_BEHIND] = {
+		"UPDATE amqp_outbox.deferred SET due_at = 'infinity'"
+		" WHERE server_key = $1 AND id > $2 AND ordering_key = $3"
+		" AND due_at <= $4",
+		4, {INT4OID, INT8OID, TEXTOID, TIMESTAMPTZOID}
+	},
+	/* the next ones of a key, if nothing of it is on its way before them */
+	[STATEMENT_RELEASE] = {
+		"UPDATE amqp_outbox.deferred m SET due_at = $3"
+		" WHERE server_key = $1 AND due_at = 'infinity' AND id = ANY (ARRAY("
+		"SELECT id FROM amqp_outbox.deferred"
+		" WHERE server_key = $1 AND ordering_key = $2"
+		" ORDER BY server_key, ordering_key, id LIMIT " OUTBOX_RELEASE_ROWS "))"
+		" AND NOT " OUTBOX_HAS_EARLIER(" AND e.due_at < 'infinity'"),
+		3, {INT4OID, TEXTOID, TIMESTAMPTZOID}
+	},
+	/* those that waited for something that somebody has deleted */
+	[STATEMENT_RELEASE_ORPHANS] = {
+		"UPDATE amqp_outbox.deferred m SET due_at = $2"
+		" WHERE server_key = $1 AND due_at = 'infinity'"
+		" AND NOT " OUTBOX_HAS_EARLIER(""),
+		2, {INT4OID, TIMESTAMPTZOID}
+	},
 	[STATEMENT_BURY] = {
-		"INSERT INTO amqp_outbox.dead_letter (" OUTBOX_COLUMNS ", reason,"
-		" attempts, first_attempt_at, last_attempt_at, possible_duplicate,"
-		" reply_code, last_error)"
+		"INSERT INTO amqp_outbox.dead_letter (" OUTBOX_COLUMNS ", reason, "
+		OUTBOX_ATTEMPT_COLUMNS ", holds_key)"
 		" SELECT " OUTBOX_COLUMNS ", $3::amqp_outbox.dead_reason, 1, $4, $4,"
-		" $5, $6, $7"
+		" $5, $6, $7, $8 AND ordering_key IS NOT NULL"
 		" FROM amqp_outbox.outbox WHERE server_key = $1 AND id = $2",
-		7, {INT4OID, INT8OID, TEXTOID, TIMESTAMPTZOID, BOOLOID, INT4OID,
-			TEXTOID}
+		8, {INT4OID, INT8OID, TEXTOID, TIMESTAMPTZOID, BOOLOID, INT4OID,
+			TEXTOID, BOOLOID}
 	},
 	[STATEMENT_BURY_DEFERRED] = {
 		"WITH gone AS (DELETE FROM amqp_outbox.deferred"
 		" WHERE server_key = $1 AND id = $2 RETURNING *)"
-		" INSERT INTO amqp_outbox.dead_letter (" OUTBOX_COLUMNS ", reason,"
-		" attempts, first_attempt_at, last_attempt_at, possible_duplicate,"
-		" reply_code, last_error)"
+		" INSERT INTO amqp_outbox.dead_letter (" OUTBOX_COLUMNS ", reason, "
+		OUTBOX_ATTEMPT_COLUMNS ", holds_key)"
 		" SELECT " OUTBOX_COLUMNS ", $3::amqp_outbox.dead_reason,"
-		" attempts + 1, first_attempt_at, $4, $5, $6, $7 FROM gone",
-		7, {INT4OID, INT8OID, TEXTOID, TIMESTAMPTZOID, BOOLOID, INT4OID,
-			TEXTOID}
+		" attempts + 1, COALESCE(first_attempt_at, $4), $4, $5, $6, $7,"
+		" $8 AND ordering_key IS NOT NULL FROM gone",
+		8, {INT4OID, INT8OID, TEXTOID, TIMESTAMPTZOID, BOOLOID, INT4OID,
+			TEXTOID, BOOLOID}
 	},
 	[STATEMENT_DELIVER_DEFERRED] = {
 		"WITH gone AS (DELETE FROM amqp_outbox.deferred"
@@ -440,9 +513,12 @@ outbox_store_form_message(HeapTuple tuple, TupleDesc tupdesc,
 						  const OutboxServer *server)
 {
 	OutboxMessage *msg = palloc0(sizeof(OutboxMessage));
-	/* and the attempts, whether it is a possible duplicate, the first attempt */
-	Datum		values[OUTBOX_NCOLUMNS + 3];
-	bool		isnull[OUTBOX_NCOLUMNS + 3];
+	/*
+	 * and the attempts, whether it is a possible duplicate, the first attempt,
+	 * whether it is held
+	 */
+	Datum		values[OUTBOX_NCOLUMNS + 4];
+	bool		isnull[OUTBOX_NCOLUMNS + 4];
 	bytea	   *body;
 
 	heap_deform_tuple(tuple, tupdesc, values, isnull);
@@ -451,6 +527,9 @@ outbox_store_form_message(HeapTuple tuple, TupleDesc tupdesc,
 	msg->possible_duplicate = DatumGetBool(values[OUTBOX_NCOLUMNS + 1]);
 	msg->first_attempt_at = isnull[OUTBOX_NCOLUMNS + 2] ? 0 :
 		DatumGetTimestampTz(values[OUTBOX_NCOLUMNS + 2]);
+	msg->held = DatumGetBool(values[OUTBOX_NCOLUMNS + 3]);
+	msg->ordering_key = outbox_store_get_text(values, isnull,
+											  OUTBOX_COL_ORDERING_KEY);
 	msg->message_id = outbox_store_get_text(values, isnull,
 											OUTBOX_COL_MESSAGE_ID);
 	msg->exchange = outbox_store_get_text(values, isnull, OUTBOX_COL_EXCHANGE);
@@ -606,13 +685,13 @@ outbox_store_foreign_text(const char *utf8)
 	return CStringGetTextDatum(copy);
 }
 
-/* The statements that defer and those that bury differ in one parameter. */
+/* The statements that defer and those that bury differ in parameters. */
 static void
 outbox_store_write_deferral(OutboxStatementId statement, int expected,
 							int32 server_key, const OutboxDeferral *deferral)
 {
-	Datum		values[7];
-	char		nulls[7] = {' ', ' ', ' ', ' ', ' ', ' ', ' '};
+	Datum		values[8];
+	char		nulls[8] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
 
 	values[0] = Int32GetDatum(server_key);
 	values[1] = Int64GetDatum(deferral->id);
@@ -625,6 +704,7 @@ outbox_store_write_deferral(OutboxStatementId statement, int expected,
 	if (deferral->reply_code == 0)
 		nulls[5] = 'n';
 	values[6] = outbox_store_foreign_text(deferral->words);
+	values[7] = BoolGetDatum(deferral->holds_key);
 	if (outbox_store_execute(statement, values, nulls, expected, 0) != 1)
 		elog(WARNING, "message " INT64_FORMAT " to be deferred is not there",
 			 deferral->id);
@@ -647,6 +727,70 @@ outbox_store_defer_again(int32 server_key, const OutboxDeferral *deferral)
 	else
 		outbox_store_write_deferral(STATEMENT_BURY_DEFERRED, SPI_OK_INSERT,
 									server_key, deferral);
+}
+
+/*
+ * Ordering keys
+ */
+
+void
+outbox_store_hold(int32 server_key, const OutboxMessage *msg,
+				  bool possible_duplicate, TimestampTz now)
+{
+	Datum		values[4];
+
+	values[0] = Int32GetDatum(server_key);
+	values[1] = Int64GetDatum(msg->id);
+	values[2] = TimestampTzGetDatum(now);
+	values[3] = BoolGetDatum(possible_duplicate);
+	if (msg->deferred)
+		outbox_store_execute(STATEMENT_HOLD_AGAIN, values, NULL,
+							 SPI_OK_UPDATE, 0);
+	else
+		outbox_store_execute(STATEMENT_HOLD, values, NULL, SPI_OK_INSERT, 0);
+}
+
+/* A key as the database holds it. */
+static Datum
+outbox_store_key(const char *utf8)
+{
+	return CStringGetTextDatum(pg_any_to_server(utf8, strlen(utf8), PG_UTF8));
+}
+
+void
+outbox_store_hold_behind(int32 server_key, const OutboxMessage *msg,
+						 TimestampTz now)
+{
+	Datum		values[4];
+
+	values[0] = Int32GetDatum(server_key);
+	values[1] = Int64GetDatum(msg->id);
+	values[2] = outbox_store_key(msg->ordering_key);
+	values[3] = TimestampTzGetDatum(now);
+	outbox_store_execute(STATEMENT_HOLD_BEHIND, values, NULL, SPI_OK_UPDATE, 0);
+}
+
+void
+outbox_store_release(int32 server_key, const char *ordering_key,
+					 TimestampTz now)
+{
+	Datum		values[3];
+
+	values[0] = Int32GetDatum(server_key);
+	values[1] = outbox_store_key(ordering_key);
+	values[2] = TimestampTzGetDatum(now);
+	outbox_store_execute(STATEMENT_RELEASE, values, NULL, SPI_OK_UPDATE, 0);
+}
+
+void
+outbox_store_release_orphans(int32 server_key, TimestampTz now)
+{
+	Datum		values[2];
+
+	values[0] = Int32GetDatum(server_key);
+	values[1] = TimestampTzGetDatum(now);
+	outbox_store_execute(STATEMENT_RELEASE_ORPHANS, values, NULL,
+						 SPI_OK_UPDATE, 0);
 }
 
 void

@@ -34,6 +34,7 @@ typedef struct OutboxDeferral
 	bool		possible_duplicate; /* of the next attempt */
 	int			reply_code;		/* 0: none */
 	const char *words;			/* the broker's, UTF-8 */
+	bool		holds_key;		/* if a dead letter, others of its key wait */
 } OutboxDeferral;
 
 /*
@@ -109,6 +110,32 @@ extern void outbox_store_write_receipt(int32 server_key,
  */
 extern void outbox_store_defer(int32 server_key,
 							   const OutboxDeferral *deferral);
+
+/*
+ * A message was not sent because an earlier one of its ordering key is not
+ * done: it is put behind that one; or it is due at once, if that one is done by
+ * now.
+ */
+extern void outbox_store_hold(int32 server_key, const OutboxMessage *msg,
+							  bool possible_duplicate, TimestampTz now);
+
+/*
+ * A deferred message with a key failed: those of its key that were to follow
+ * it at once are put behind it.
+ */
+extern void outbox_store_hold_behind(int32 server_key,
+									 const OutboxMessage *msg,
+									 TimestampTz now);
+
+/*
+ * A deferred message with a key is done: the next ones of the key become due,
+ * not all at once.
+ */
+extern void outbox_store_release(int32 server_key, const char *ordering_key,
+								 TimestampTz now);
+
+/* So do all that wait for nothing. */
+extern void outbox_store_release_orphans(int32 server_key, TimestampTz now);
 
 /* A deferred message failed again, or was delivered. */
 extern void outbox_store_defer_again(int32 server_key,

@@ -325,7 +325,7 @@ outbox_worker_handle_event(OutboxEvent *event)
 			/* FALLTHROUGH */
 		case OUTBOX_EVENT_CONFIRM:
 		case OUTBOX_EVENT_RETURN:
-			if (outbox_pipeline_event(worker->pipeline, event))
+			if (outbox_pipeline_event(worker->pipeline, worker->server, event))
 				break;
 			outbox_failure_set(&failure, ERRCODE_PROTOCOL_VIOLATION, NULL,
 							   "the broker answered a message that it was not sent");

@@ -111,8 +111,23 @@ $node->wait_for_catchup('s');
 arrives($subscriber, 'two', 'subscriber', 'and one of the subscriber, too');
 is($subscriber->safe_psql('two',
 		'SELECT count(*) FROM amqp_outbox.identity'), 1, 'no row was applied');
+
+# a leaf of the ring that is emptied says nothing; a TRUNCATE by hand is refused
+my $leaf = $node->safe_psql('two', 'SELECT amqp_outbox.leaf()');
+$node->append_conf('postgresql.conf', 'amqp_outbox.retention = 0');
+$node->reload;
+wait_for($node, 'two', "SELECT pg_relation_size('amqp_outbox.outbox_$leaf') = 0",
+	'a leaf emptied');
+$node->wait_for_catchup('s');
+ok(!log_lines($subscriber, qr/cannot replicate TRUNCATE/),
+	'a leaf that is emptied is not replicated');
+$node->safe_psql('two', 'TRUNCATE amqp_outbox.outbox');
+wait_true('TRUNCATE refused',
+	sub { log_lines($subscriber, qr/cannot replicate TRUNCATE/) });
+isnt($subscriber->safe_psql('two', 'SELECT count(*) FROM amqp_outbox.outbox'),
+	0, 'a TRUNCATE takes nothing at a subscriber');
 $subscriber->safe_psql('two', 'DROP SUBSCRIPTION s');
-finish_node($subscriber, errors => qr{logical replication});
+finish_node($subscriber, errors => qr{logical replication|cannot replicate TRUNCATE});
 
 finish_node($node);
 done_testing();
