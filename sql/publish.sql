@@ -122,15 +122,21 @@ RESET amqp_outbox.max_message_size;
 BEGIN READ ONLY;
 SELECT amqp_publish('ex', 'rk', 'x');
 ROLLBACK;
+
+-- prepared transactions
 BEGIN;
-SELECT amqp_publish('ex', 'rk', 'x', message_id => 'm');
-PREPARE TRANSACTION 'refused';
+SELECT amqp_publish('ex', 'rk', 'x', message_id => 'prepared');
+PREPARE TRANSACTION 'messages';
+SELECT count(*) FROM amqp_outbox.message WHERE message_id = 'prepared';
+COMMIT PREPARED 'messages';
+SELECT message_id, status, attempts FROM amqp_outbox.message WHERE message_id = 'prepared';
+DELETE FROM amqp_outbox.deferred;
 BEGIN;
 SAVEPOINT s;
 SELECT amqp_publish('ex', 'rk', 'x', message_id => 'm');
 ROLLBACK TO s;
-PREPARE TRANSACTION 'allowed, since nothing is left';
-ROLLBACK PREPARED 'allowed, since nothing is left';
+PREPARE TRANSACTION 'nothing is left';
+ROLLBACK PREPARED 'nothing is left';
 
 -- which server
 SELECT amqp_publish('ex', 'rk', 'x', server => 'erp');

@@ -313,23 +313,26 @@ outbox_buffer_add_to_flush(TupleTableSlot *message, void *arg)
 	outbox_flush_add((OutboxFlush *) arg, message);
 }
 
+/* Write the messages, at pre-commit or when the transaction is prepared. */
 static void
-outbox_buffer_flush(void)
+outbox_buffer_flush(bool prepare)
 {
 	MemoryContext old_context;
 	OutboxFlush *flush;
+	int64		n;
 
 	if (buffer == NULL)
 		return;
 	outbox_buffer_check_usable();
 
 	old_context = MemoryContextSwitchTo(buffer->context);
-	if (buffer->count > buffer->dropped)
+	n = buffer->count - buffer->dropped;
+	if (n > 0)
 	{
 		/* locks on several servers are always taken in one order */
 		list_sort(buffer->servers, list_oid_cmp);
-		flush = outbox_flush_begin(buffer->count - buffer->dropped,
-								   buffer->servers);
+		flush = prepare ? outbox_flush_begin_prepared(n, buffer->servers) :
+			outbox_flush_begin(n, buffer->servers);
 		outbox_buffer_visit(outbox_buffer_add_to_flush, flush);
 		outbox_flush_end(flush);
 	}
@@ -340,25 +343,15 @@ outbox_buffer_flush(void)
 }
 
 static void
-outbox_buffer_refuse_prepare(void)
-{
-	if (buffer != NULL && buffer->count > buffer->dropped)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot PREPARE a transaction that has published messages"),
-				 errhint("Commit it in one phase, or publish in a transaction of its own.")));
-}
-
-static void
 outbox_buffer_xact_callback(XactEvent event, void *arg)
 {
 	switch (event)
 	{
 		case XACT_EVENT_PRE_COMMIT:
-			outbox_buffer_flush();
+			outbox_buffer_flush(false);
 			break;
 		case XACT_EVENT_PRE_PREPARE:
-			outbox_buffer_refuse_prepare();
+			outbox_buffer_flush(true);
 			break;
 		case XACT_EVENT_COMMIT:
 			buffer = NULL;

@@ -234,6 +234,17 @@ outbox_catalog_server_key(const NameData *server)
 	return server_key;
 }
 
+bool
+outbox_catalog_has_server_key(const NameData *server)
+{
+	Relation	rel = table_open(outbox_catalog_relid("server_key"),
+								 AccessShareLock);
+	bool		found = outbox_catalog_find_key(rel, server) != 0;
+
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
 void
 outbox_catalog_rename_server(const char *old_name, const char *new_name)
 {

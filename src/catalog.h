@@ -45,6 +45,19 @@ enum OutboxColumn
 	OUTBOX_NCOLUMNS
 };
 
+/* Columns of amqp_outbox.deferred behind those of the outbox. */
+enum OutboxAttemptColumn
+{
+	OUTBOX_ATTEMPT_COL_DUE_AT,
+	OUTBOX_ATTEMPT_COL_ATTEMPTS,
+	OUTBOX_ATTEMPT_COL_FIRST_ATTEMPT_AT,
+	OUTBOX_ATTEMPT_COL_LAST_ATTEMPT_AT,
+	OUTBOX_ATTEMPT_COL_POSSIBLE_DUPLICATE,
+	OUTBOX_ATTEMPT_COL_REPLY_CODE,
+	OUTBOX_ATTEMPT_COL_LAST_ERROR,
+	OUTBOX_NATTEMPT_COLUMNS
+};
+
 /*
  * OID of a table of ours; an error that says what is missing if the extension
  * is not (or no longer) in this database.
@@ -62,6 +75,9 @@ extern Oid	outbox_catalog_leaf_relid(const char *relname, int leaf);
  * transactions that make one.  Committed keys are remembered.
  */
 extern int32 outbox_catalog_server_key(const NameData *server);
+
+/* Whether a server has a key that everybody sees. */
+extern bool outbox_catalog_has_server_key(const NameData *server);
 
 /*
  * A server was renamed: its key, and so its messages, go with the name.  Error

@@ -7,6 +7,10 @@
  * on the horizon of the database stands still until this transaction ends.
  * Rows are inserted in batches, without triggers and without the executor.
  *
+ * A transaction that is being prepared may wait for days, and somebody else
+ * will commit it.  It must not hold the horizon: its messages go to
+ * amqp_outbox.deferred, where they become visible with COMMIT PREPARED.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -18,21 +22,30 @@
 #include "catalog/index.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_foreign_server.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
 #include "nodes/execnodes.h"
+#include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
 
 #include "catalog.h"
 #include "flush.h"
 #include "horizon.h"
 #include "leaf.h"
+#include "registry.h"
 #include "server.h"
 
 /* A batch is written when it holds this many rows or bytes. */
 #define OUTBOX_BATCH_ROWS	128
 #define OUTBOX_BATCH_BYTES	(256 * 1024)
+
+/* How long to wait for a worker to make a server's key. */
+#define OUTBOX_KEY_MS		2000
 
 typedef struct OutboxFlushServer
 {
@@ -42,8 +55,11 @@ typedef struct OutboxFlushServer
 
 struct OutboxFlush
 {
-	Relation	rel;
+	Relation	rel;			/* a leaf of the outbox, or deferred */
+	bool		deferred;
 	CatalogIndexState indexes;
+	EState	   *estate;			/* for the predicates of indexes */
+	ExprState **predicates;		/* of the indexes; NULL: none */
 	int			nservers;
 	OutboxFlushServer *servers;
 	int64		next_id;
@@ -105,12 +121,65 @@ outbox_flush_server_key(OutboxFlush *flush, Oid serverid)
 	return 0;					/* keep the compiler quiet */
 }
 
-OutboxFlush *
-outbox_flush_begin(int64 n, List *servers)
+/*
+ * The first message ever to a server needs a key for it, and whoever makes one
+ * keeps others waiting until its transaction ends.  A prepared transaction may
+ * take its time, so let the server's worker make it.
+ */
+static void
+outbox_flush_await_keys(List *servers)
+{
+	TimestampTz give_up =
+		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), OUTBOX_KEY_MS);
+	ListCell   *lc;
+
+	foreach(lc, servers)
+	{
+		NameData	name;
+
+		while (outbox_server_get_name(lfirst_oid(lc), &name) &&
+			   !outbox_catalog_has_server_key(&name) &&
+			   GetCurrentTimestamp() < give_up &&
+			   outbox_registry_ask_key(MyDatabaseId, lfirst_oid(lc)))
+		{
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT |
+							 WL_EXIT_ON_PM_DEATH, 10, PG_WAIT_EXTENSION);
+			ResetLatch(MyLatch);
+			CHECK_FOR_INTERRUPTS();
+		}
+	}
+}
+
+static void
+outbox_flush_open(OutboxFlush *flush, Oid relid, LOCKMODE lockmode)
+{
+	ResultRelInfo *indexes;
+	int			natts = OUTBOX_NCOLUMNS +
+		(flush->deferred ? OUTBOX_NATTEMPT_COLUMNS : 0);
+
+	flush->rel = table_open(relid, lockmode);
+	if (RelationGetNumberOfAttributes(flush->rel) != natts)
+		elog(ERROR, "table \"%s\" has an unexpected shape",
+			 RelationGetRelationName(flush->rel));
+	flush->indexes = indexes = CatalogOpenIndexes(flush->rel);
+	flush->predicates = palloc0(indexes->ri_NumIndices * sizeof(ExprState *));
+	for (int i = 0; i < indexes->ri_NumIndices; i++)
+	{
+		IndexInfo  *info = indexes->ri_IndexRelationInfo[i];
+
+		if (info->ii_Predicate == NIL)
+			continue;
+		if (flush->estate == NULL)
+			flush->estate = CreateExecutorState();
+		flush->predicates[i] = ExecPrepareQual(info->ii_Predicate,
+											   flush->estate);
+	}
+}
+
+static OutboxFlush *
+outbox_flush_create(List *servers)
 {
 	OutboxFlush *flush = palloc0(sizeof(OutboxFlush));
-	Oid			relid = outbox_catalog_relid("outbox");
-	int			leaf;
 
 	flush->batch_context = AllocSetContextCreate(CurrentMemoryContext,
 												 "amqp_outbox flush batch",
@@ -120,17 +189,55 @@ outbox_flush_begin(int64 n, List *servers)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	outbox_flush_map_servers(flush, servers);
 	outbox_catalog_claim_identity();
+	return flush;
+}
+
+OutboxFlush *
+outbox_flush_begin(int64 n, List *servers)
+{
+	OutboxFlush *flush = outbox_flush_create(servers);
+	Oid			relid = outbox_catalog_relid("outbox");
+	int			leaf;
+
 	outbox_flush_seed_counter(relid);
 	leaf = outbox_leaf_hold(relid);
-	flush->rel = table_open(outbox_catalog_leaf_relid("outbox", leaf), NoLock);
-	if (RelationGetNumberOfAttributes(flush->rel) != OUTBOX_NCOLUMNS)
-		elog(ERROR, "table \"%s\" has an unexpected shape",
-			 RelationGetRelationName(flush->rel));
-	flush->indexes = CatalogOpenIndexes(flush->rel);
-
+	outbox_flush_open(flush, outbox_catalog_leaf_relid("outbox", leaf), NoLock);
 	flush->next_id = outbox_horizon_register(relid, n);
 	flush->end_id = flush->next_id + n;
 	return flush;
+}
+
+OutboxFlush *
+outbox_flush_begin_prepared(int64 n, List *servers)
+{
+	OutboxFlush *flush;
+	Oid			relid = outbox_catalog_relid("outbox");
+
+	outbox_flush_await_keys(servers);
+	flush = outbox_flush_create(servers);
+	flush->deferred = true;
+	outbox_flush_seed_counter(relid);
+	outbox_flush_open(flush, outbox_catalog_relid("deferred"),
+					  RowExclusiveLock);
+	flush->next_id = outbox_horizon_take(relid, n);
+	flush->end_id = flush->next_id + n;
+	return flush;
+}
+
+static bool
+outbox_flush_satisfies(OutboxFlush *flush, ExprState *predicate,
+					   TupleTableSlot *slot)
+{
+	ExprContext *econtext;
+	bool		satisfied;
+
+	if (predicate == NULL)
+		return true;
+	econtext = GetPerTupleExprContext(flush->estate);
+	econtext->ecxt_scantuple = slot;
+	satisfied = ExecQual(predicate, econtext);
+	ResetPerTupleExprContext(flush->estate);
+	return satisfied;
 }
 
 /*
@@ -150,6 +257,8 @@ outbox_flush_index(OutboxFlush *flush, TupleTableSlot *slot)
 		Datum		values[INDEX_MAX_KEYS];
 		bool		isnull[INDEX_MAX_KEYS];
 
+		if (!outbox_flush_satisfies(flush, flush->predicates[i], slot))
+			continue;
 		FormIndexDatum(info, slot, NULL, values, isnull);
 		index_insert(index, values, isnull, &slot->tts_tid, flush->rel,
 					 index->rd_index->indisunique ? UNIQUE_CHECK_YES :
@@ -191,23 +300,43 @@ outbox_flush_next_slot(OutboxFlush *flush)
 	return flush->slots[flush->nrows];
 }
 
+/* The rest of a row of amqp_outbox.deferred that nobody has tried to send. */
+static void
+outbox_flush_add_attempts(Datum *values, bool *isnull, TimestampTz due_at)
+{
+	memset(isnull, true, OUTBOX_NATTEMPT_COLUMNS * sizeof(bool));
+	values[OUTBOX_ATTEMPT_COL_DUE_AT] = TimestampTzGetDatum(due_at);
+	isnull[OUTBOX_ATTEMPT_COL_DUE_AT] = false;
+	values[OUTBOX_ATTEMPT_COL_ATTEMPTS] = Int32GetDatum(0);
+	isnull[OUTBOX_ATTEMPT_COL_ATTEMPTS] = false;
+	values[OUTBOX_ATTEMPT_COL_POSSIBLE_DUPLICATE] = BoolGetDatum(false);
+	isnull[OUTBOX_ATTEMPT_COL_POSSIBLE_DUPLICATE] = false;
+}
+
 void
 outbox_flush_add(OutboxFlush *flush, TupleTableSlot *message)
 {
 	TupleTableSlot *slot = outbox_flush_next_slot(flush);
+	Datum		values[OUTBOX_NCOLUMNS + OUTBOX_NATTEMPT_COLUMNS];
+	bool		isnull[OUTBOX_NCOLUMNS + OUTBOX_NATTEMPT_COLUMNS];
 	MemoryContext old_context;
 	HeapTuple	tuple;
 
 	Assert(flush->next_id < flush->end_id);
 	slot_getallattrs(message);
-	message->tts_values[OUTBOX_COL_SERVER_KEY] =
+	memcpy(values, message->tts_values, OUTBOX_NCOLUMNS * sizeof(Datum));
+	memcpy(isnull, message->tts_isnull, OUTBOX_NCOLUMNS * sizeof(bool));
+	values[OUTBOX_COL_SERVER_KEY] =
 		Int32GetDatum(outbox_flush_server_key(flush,
-											  DatumGetObjectId(message->tts_values[OUTBOX_COL_SERVER_KEY])));
-	message->tts_values[OUTBOX_COL_ID] = Int64GetDatum(flush->next_id++);
+											  DatumGetObjectId(values[OUTBOX_COL_SERVER_KEY])));
+	values[OUTBOX_COL_ID] = Int64GetDatum(flush->next_id++);
+	if (flush->deferred)
+		outbox_flush_add_attempts(values + OUTBOX_NCOLUMNS,
+								  isnull + OUTBOX_NCOLUMNS,
+								  DatumGetTimestampTz(values[OUTBOX_COL_ENQUEUED_AT]));
 
 	old_context = MemoryContextSwitchTo(flush->batch_context);
-	tuple = heap_form_tuple(RelationGetDescr(flush->rel),
-							message->tts_values, message->tts_isnull);
+	tuple = heap_form_tuple(RelationGetDescr(flush->rel), values, isnull);
 	MemoryContextSwitchTo(old_context);
 	ExecStoreHeapTuple(tuple, slot, false);
 
@@ -226,6 +355,8 @@ outbox_flush_end(OutboxFlush *flush)
 
 	for (int i = 0; i < flush->nslots; i++)
 		ExecDropSingleTupleTableSlot(flush->slots[i]);
+	if (flush->estate)
+		FreeExecutorState(flush->estate);
 	CatalogCloseIndexes(flush->indexes);
 	table_close(flush->rel, NoLock);
 	PopActiveSnapshot();

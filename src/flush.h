@@ -14,10 +14,16 @@
 typedef struct OutboxFlush OutboxFlush;
 
 /*
- * Begin to write n messages to these servers (OIDs).  Takes the ids, so the
- * horizon stands still until the transaction ends.
+ * Begin to write n messages to these servers (OIDs), to the outbox.  Takes the
+ * ids, so the horizon stands still until the transaction ends.
  */
 extern OutboxFlush *outbox_flush_begin(int64 n, List *servers);
+
+/*
+ * The same for a transaction that is being prepared, to amqp_outbox.deferred:
+ * they are due as soon as they are visible.
+ */
+extern OutboxFlush *outbox_flush_begin_prepared(int64 n, List *servers);
 
 /*
  * Write one message: a row of the outbox with the OID of the server in the

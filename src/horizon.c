@@ -325,6 +325,27 @@ outbox_horizon_register(Oid outbox_relid, int64 n)
 	return first_id;
 }
 
+int64
+outbox_horizon_take(Oid outbox_relid, int64 n)
+{
+	int64		first_id = 0;
+	int			i;
+
+	Assert(n > 0);
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	i = outbox_horizon_find(outbox_relid);
+	if (i >= 0)
+	{
+		first_id = shared->databases[i].next_id;
+		shared->databases[i].next_id += n;
+	}
+	LWLockRelease(shared->lock);
+
+	if (i < 0)
+		elog(ERROR, "id counter of amqp_outbox is not seeded");
+	return first_id;
+}
+
 bool
 outbox_horizon_registered(void)
 {

@@ -55,6 +55,12 @@ extern void outbox_horizon_raise_lsn(XLogRecPtr commit_lsn);
 extern int64 outbox_horizon_register(Oid outbox_relid, int64 n);
 
 /*
+ * Take n consecutive ids for rows that the horizon does not cover, because
+ * they are not read by their ids.  The counter must be seeded.
+ */
+extern int64 outbox_horizon_take(Oid outbox_relid, int64 n);
+
+/*
  * In the COMMIT or ABORT callback of a transaction: if it took ids, take its
  * registration back, raise the LSN up to which commits must be durable (commit
  * only; else InvalidXLogRecPtr) and wake the workers that waited for it.

@@ -695,10 +695,16 @@ outbox_pipeline_finish(OutboxPipeline *pipeline, const OutboxServer *server)
 void
 outbox_pipeline_look_for_due(OutboxPipeline *pipeline)
 {
-	outbox_destinations_forget(pipeline->destinations);
-	pipeline->orphans = true;
 	if (pipeline->server_key != 0)
 		pipeline->next_due = GetCurrentTimestamp();
+}
+
+void
+outbox_pipeline_look_again(OutboxPipeline *pipeline)
+{
+	outbox_destinations_forget(pipeline->destinations);
+	pipeline->orphans = true;
+	outbox_pipeline_look_for_due(pipeline);
 }
 
 int64

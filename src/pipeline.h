@@ -68,11 +68,14 @@ extern void outbox_pipeline_settle(OutboxPipeline *pipeline,
 extern void outbox_pipeline_finish(OutboxPipeline *pipeline,
 								   const OutboxServer *server);
 
-/*
- * Somebody else may have put messages into amqp_outbox.deferred, or repaired
- * what kept messages from being sent.
- */
+/* Somebody else may have put messages into amqp_outbox.deferred. */
 extern void outbox_pipeline_look_for_due(OutboxPipeline *pipeline);
+
+/*
+ * The same, and somebody may have repaired what kept messages from being sent,
+ * or deleted what others wait behind.
+ */
+extern void outbox_pipeline_look_again(OutboxPipeline *pipeline);
 
 /* The number of the newest receipt; 0: there is none. */
 extern int64 outbox_pipeline_receipt_no(const OutboxPipeline *pipeline);

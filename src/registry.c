@@ -40,7 +40,7 @@ typedef struct OutboxWorkerEntry
 	bool		wanted;			/* its server exists */
 	bool		starting;		/* the launcher asked for a process */
 	int			failures;		/* processes that ended before they attached */
-	bool		changed;		/* for outbox_registry_take_change() */
+	uint32		requests;		/* OUTBOX_REQUEST_... */
 	TimestampTz start_at;		/* not before this time */
 	Latch	   *latch;			/* of the process, NULL without one */
 	OutboxWorkerStatus status;
@@ -147,21 +147,32 @@ outbox_registry_wake_launcher(void)
 		SetLatch(shared->launcher);
 }
 
-/* Under the lock: have the workers of a database look at everything anew. */
-static void
-outbox_registry_wake_workers(Oid dboid)
+/*
+ * Under the lock: ask something of the worker of one server, or of all of a
+ * database (InvalidOid).  Returns whether one of them has a process.
+ */
+static bool
+outbox_registry_request_work(Oid dboid, Oid serverid, uint32 request)
 {
+	bool		heard = false;
+
+	Assert(LWLockHeldByMe(shared->lock));
 	for (int i = 0; i < outbox_max_workers; i++)
 	{
 		OutboxWorkerEntry *entry = &shared->entries[i];
 
-		if (!entry->in_use || entry->status.dboid != dboid)
+		if (!entry->in_use || entry->status.dboid != dboid ||
+			(OidIsValid(serverid) && entry->status.serverid != serverid))
 			continue;
-		entry->changed = true;
-		entry->start_at = 0;
-		if (entry->latch)
-			SetLatch(entry->latch);
+		entry->requests |= request;
+		if (request & OUTBOX_REQUEST_RELOAD)
+			entry->start_at = 0;
+		if (entry->latch == NULL)
+			continue;
+		SetLatch(entry->latch);
+		heard = true;
 	}
+	return heard;
 }
 
 /* Put a database into the launcher's inbox.  Under the lock. */
@@ -185,9 +196,48 @@ outbox_registry_database_changed(Oid dboid)
 {
 	outbox_registry_lock(LW_EXCLUSIVE);
 	outbox_registry_add_scan(dboid);
-	outbox_registry_wake_workers(dboid);
+	outbox_registry_request_work(dboid, InvalidOid, OUTBOX_REQUEST_RELOAD);
 	outbox_registry_wake_launcher();
 	outbox_registry_unlock();
+}
+
+void
+outbox_registry_prepared_committed(Oid dboid)
+{
+	outbox_registry_lock(LW_EXCLUSIVE);
+	outbox_registry_request_work(dboid, InvalidOid, OUTBOX_REQUEST_DUE);
+	outbox_registry_unlock();
+}
+
+bool
+outbox_registry_knows(Oid dboid, const List *servers)
+{
+	int			known = 0;
+	bool		all = true;
+
+	outbox_registry_lock(LW_SHARED);
+	for (int i = 0; i < outbox_max_workers; i++)
+	{
+		OutboxWorkerEntry *entry = &shared->entries[i];
+
+		if (!entry->in_use || entry->status.dboid != dboid)
+			continue;
+		known++;
+		all &= list_member_oid(servers, entry->status.serverid);
+	}
+	outbox_registry_unlock();
+	return all && known == list_length(servers);
+}
+
+bool
+outbox_registry_ask_key(Oid dboid, Oid serverid)
+{
+	bool		heard;
+
+	outbox_registry_lock(LW_EXCLUSIVE);
+	heard = outbox_registry_request_work(dboid, serverid, OUTBOX_REQUEST_KEY);
+	outbox_registry_unlock();
+	return heard;
 }
 
 /*
@@ -223,7 +273,7 @@ outbox_registry_hold(Oid dboid)
 		shared->holds[i] = dboid;
 		break;
 	}
-	outbox_registry_wake_workers(dboid);
+	outbox_registry_request_work(dboid, InvalidOid, OUTBOX_REQUEST_RELOAD);
 	outbox_registry_unlock();
 }
 
@@ -360,7 +410,7 @@ outbox_registry_report(Oid dboid, const Oid *servers, int nservers)
 			oid_is_member(entry->status.serverid, servers, nservers))
 			continue;
 		entry->wanted = false;
-		entry->changed = true;
+		entry->requests |= OUTBOX_REQUEST_RELOAD;
 		if (entry->latch)
 			SetLatch(entry->latch);
 		outbox_registry_free_if_unused(entry);
@@ -485,24 +535,24 @@ outbox_registry_retire(void)
  * session made before, since the message came by a lock that we took.
  */
 bool
-outbox_registry_has_change(void)
+outbox_registry_has_request(uint32 requests)
 {
-	return my_entry->changed;
+	/* its own entry: a bit that is just being set is seen the next time */
+	return (my_entry->requests & requests) != 0;
 }
 
-bool
-outbox_registry_take_change(void)
+uint32
+outbox_registry_take_requests(void)
 {
-	bool		changed;
+	uint32		requests;
 
-	if (!outbox_registry_has_change())
-		return false;
-
+	if (!outbox_registry_has_request(~0))
+		return 0;
 	outbox_registry_lock(LW_EXCLUSIVE);
-	changed = my_entry->changed;
-	my_entry->changed = false;
+	requests = my_entry->requests;
+	my_entry->requests = 0;
 	outbox_registry_unlock();
-	return changed;
+	return requests;
 }
 
 /*

@@ -59,6 +59,21 @@ typedef struct OutboxWorkerStatus
 extern void outbox_registry_database_changed(Oid dboid);
 
 /*
+ * Backends: a prepared transaction of this database was committed, perhaps
+ * with messages.  Workers look for deferred messages.
+ */
+extern void outbox_registry_prepared_committed(Oid dboid);
+
+/* Whether there is an entry for each of these servers (OIDs) and no other. */
+extern bool outbox_registry_knows(Oid dboid, const List *servers);
+
+/*
+ * Backends: ask a server's worker to make the server's key in a transaction of
+ * its own; false if it has none.
+ */
+extern bool outbox_registry_ask_key(Oid dboid, Oid serverid);
+
+/*
  * Backends: a database is needed without any other session.  Its workers leave
  * and none is started until it is released; holds of several backends add up.
  */
@@ -88,11 +103,14 @@ extern void outbox_registry_set_error(const OutboxFailure *failure);
 extern void outbox_registry_retire(void);
 
 /*
- * Whether servers of this database changed since the last take; has leaves
- * that as it is.
+ * What others have asked of this worker since it last took these bits; "has"
+ * leaves them there.
  */
-extern bool outbox_registry_take_change(void);
-extern bool outbox_registry_has_change(void);
+#define OUTBOX_REQUEST_RELOAD	0x01	/* servers of this database changed */
+#define OUTBOX_REQUEST_DUE		0x02	/* a deferred message may be due */
+#define OUTBOX_REQUEST_KEY		0x04	/* make the server's key */
+extern uint32 outbox_registry_take_requests(void);
+extern bool outbox_registry_has_request(uint32 requests);
 
 /*
  * Launcher only.

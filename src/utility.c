@@ -55,6 +55,9 @@ static object_access_hook_type prev_object_access_hook = NULL;
 /* a statement of this transaction may have changed servers */
 static bool servers_changed = false;
 
+/* a prepared transaction was committed */
+static bool prepared_committed = false;
+
 /* the extension is being dropped, and its tables with it */
 static bool dropping_extension = false;
 
@@ -85,8 +88,6 @@ outbox_statement_concerns_servers(Node *parsetree)
 		case T_DropOwnedStmt:
 		case T_ReassignOwnedStmt:
 			return true;
-		case T_TransactionStmt:
-			return ((TransactionStmt *) parsetree)->kind == TRANS_STMT_COMMIT_PREPARED;
 		case T_RenameStmt:
 			return ((RenameStmt *) parsetree)->renameType == OBJECT_FOREIGN_SERVER;
 		case T_AlterOwnerStmt:
@@ -264,6 +265,25 @@ outbox_utility_after_rename(const RenameStmt *stmt)
 		outbox_catalog_rename_server(strVal(stmt->object), stmt->newname);
 }
 
+static bool
+outbox_statement_commits_prepared(Node *parsetree)
+{
+	return IsA(parsetree, TransactionStmt) &&
+		((TransactionStmt *) parsetree)->kind == TRANS_STMT_COMMIT_PREPARED;
+}
+
+/*
+ * A prepared transaction was committed.  It may have brought messages, and
+ * servers; altered ones the workers hear of by invalidations.
+ */
+static void
+outbox_utility_after_commit_prepared(void)
+{
+	prepared_committed = true;
+	if (!outbox_registry_knows(MyDatabaseId, outbox_server_list()))
+		outbox_utility_note_change();
+}
+
 static void
 outbox_utility_process(PlannedStmt *pstmt, const char *queryString,
 					   bool readOnlyTree, ProcessUtilityContext context,
@@ -297,6 +317,8 @@ outbox_utility_process(PlannedStmt *pstmt, const char *queryString,
 
 	if (IsA(pstmt->utilityStmt, RenameStmt))
 		outbox_utility_after_rename((RenameStmt *) pstmt->utilityStmt);
+	if (outbox_statement_commits_prepared(pstmt->utilityStmt))
+		outbox_utility_after_commit_prepared();
 }
 
 /*
@@ -313,12 +335,14 @@ outbox_utility_transaction_ended(ResourceReleasePhase phase, bool isCommit,
 	if (OidIsValid(held_database))
 		outbox_registry_release(held_database);
 	held_database = InvalidOid;
-	if (servers_changed && isCommit)
-	{
+	if ((servers_changed || prepared_committed) && isCommit)
 		outbox_horizon_raise_lsn(XactLastCommitEnd);
+	if (prepared_committed && isCommit)
+		outbox_registry_prepared_committed(MyDatabaseId);
+	if (servers_changed && isCommit)
 		outbox_registry_database_changed(MyDatabaseId);
-	}
 	servers_changed = false;
+	prepared_committed = false;
 }
 
 void

@@ -41,8 +41,11 @@
 #include "storage/lwlock.h"
 #include "storage/procsignal.h"
 #include "tcop/tcopprot.h"
+#include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "catalog.h"
@@ -99,7 +102,8 @@ typedef struct OutboxWorker
 	bool		reconnecting;	/* connect anew when drained */
 	TimestampTz drain_until;
 
-	bool		reload;			/* options may have changed */
+	uint32		requests;		/* OUTBOX_REQUEST_..., not yet served */
+	bool		invalidated;	/* options may have changed */
 	OutboxReadResult read;		/* what the last read found */
 	bool		copy;			/* the database is a copy */
 	int			errors;			/* of our own SQL, in a row */
@@ -469,7 +473,7 @@ outbox_worker_move_messages(TimestampTz now)
 	 * first message needs a receipt before it.
 	 */
 	if (worker->ready && !worker->blocked && !outbox_worker_draining() &&
-		may_run_sql && !outbox_registry_has_change())
+		may_run_sql && !outbox_registry_has_request(OUTBOX_REQUEST_RELOAD))
 		outbox_pipeline_publish(worker->pipeline, worker->server,
 								worker->transport);
 	if (worker->transport != NULL)
@@ -525,7 +529,6 @@ outbox_worker_reload(TimestampTz now)
 	MemoryContext context;
 	OutboxServer *server = outbox_worker_load_server(&context);
 
-	worker->reload = false;
 	if (server == NULL)
 	{
 		outbox_worker_leave();
@@ -544,9 +547,43 @@ outbox_worker_reload(TimestampTz now)
 	worker->failures = 0;
 	worker->retry_at = 0;
 	worker->copy = false;
-	outbox_pipeline_look_for_due(worker->pipeline);
+	outbox_pipeline_look_again(worker->pipeline);
 	if (outbox_worker_draining())
 		outbox_worker_begin_drain(now);
+}
+
+/* A prepared transaction is to be the first to publish to this server. */
+static void
+outbox_worker_make_key(void)
+{
+	NameData	name;
+
+	namestrcpy(&name, worker->server->name);
+	StartTransactionCommand();
+	if (OidIsValid(outbox_catalog_relid_if_exists("server_key")))
+		outbox_catalog_server_key(&name);
+	CommitTransactionCommand();
+}
+
+static void
+outbox_worker_serve(TimestampTz now)
+{
+	/* an invalidation that no statement told us of */
+	if (worker->invalidated)
+		worker->requests |= OUTBOX_REQUEST_RELOAD;
+	worker->invalidated = false;
+
+	if (worker->requests & OUTBOX_REQUEST_RELOAD)
+		outbox_worker_reload(now);
+	worker->requests &= ~OUTBOX_REQUEST_RELOAD;
+	if (worker->stopping)
+		return;
+	if (worker->requests & OUTBOX_REQUEST_KEY)
+		outbox_worker_make_key();
+	worker->requests &= ~OUTBOX_REQUEST_KEY;
+	if (worker->requests & OUTBOX_REQUEST_DUE)
+		outbox_pipeline_look_for_due(worker->pipeline);
+	worker->requests &= ~OUTBOX_REQUEST_DUE;
 }
 
 static void
@@ -564,17 +601,15 @@ outbox_worker_check_requests(TimestampTz now)
 		worker->stopping = true;
 		outbox_worker_begin_drain(now);
 	}
-	if (outbox_registry_take_change())
+	worker->requests |= outbox_registry_take_requests();
+	if (!worker->stopping && (worker->requests & OUTBOX_REQUEST_RELOAD) &&
+		outbox_registry_is_held(MyDatabaseId))
 	{
-		worker->reload = true;
-		if (!worker->stopping && outbox_registry_is_held(MyDatabaseId))
-		{
-			worker->stopping = true;
-			outbox_worker_begin_drain(now);
-		}
+		worker->stopping = true;
+		outbox_worker_begin_drain(now);
 	}
-	if (worker->reload && !worker->stopping && now >= worker->sql_retry_at)
-		outbox_worker_reload(now);
+	if (!worker->stopping && now >= worker->sql_retry_at)
+		outbox_worker_serve(now);
 }
 
 /* Drained, or waited long enough? */
@@ -848,6 +883,12 @@ outbox_scout_main(Oid dboid)
  */
 
 static void
+outbox_worker_note_invalidation(Datum arg, int cacheid, uint32 hashvalue)
+{
+	worker->invalidated = true;
+}
+
+static void
 outbox_worker_init(Oid serverid)
 {
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
@@ -860,6 +901,10 @@ outbox_worker_init(Oid serverid)
 	worker->serverid = serverid;
 	outbox_store_pin_settings();
 	outbox_horizon_listen(MyLatch);
+	CacheRegisterSyscacheCallback(FOREIGNSERVEROID,
+								  outbox_worker_note_invalidation, (Datum) 0);
+	CacheRegisterSyscacheCallback(USERMAPPINGOID,
+								  outbox_worker_note_invalidation, (Datum) 0);
 
 	StartTransactionCommand();
 	worker->database = MemoryContextStrdup(context,

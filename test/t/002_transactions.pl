@@ -344,12 +344,6 @@ END
 # PREPARE TRANSACTION
 #
 
-my ($ret, $stdout, $stderr) = $node->psql('postgres',
-	"BEGIN; SELECT p('a'); PREPARE TRANSACTION 'x'");
-like($stderr, qr/ERROR:  cannot PREPARE/i, 'PREPARE is refused');
-is($node->safe_psql('postgres', 'SELECT count(*) FROM pg_prepared_xacts'),
-	0, 'nothing is prepared');
-arrives('after PREPARE', "SELECT p('after')", 'after');
 arrives('a transaction without messages can be prepared', <<'END', 'after');
 BEGIN; CREATE TABLE two_phase (); PREPARE TRANSACTION 'x';
 COMMIT PREPARED 'x';

@@ -1,0 +1,148 @@
+# PREPARE TRANSACTION: messages leave with COMMIT PREPARED, from any session and
+# across restarts, not before it, and never after ROLLBACK PREPARED; and a
+# prepared transaction holds up nobody.
+
+use strict;
+use warnings FATAL => 'all';
+
+use AmqpOutboxTest;
+use Test::More;
+
+my $broker = AmqpOutboxTest::Broker->new('prepared');
+my $node = new_node('main', conf => 'max_prepared_transactions = 20');
+
+create_server($node, 'postgres', 'mes', $broker);
+create_server($node, 'postgres', 'erp', $broker);
+$broker->declare_queue('q');
+
+# A transaction that publishes these bodies, up to PREPARE or to its end.
+sub publish
+{
+	my ($end, @bodies) = @_;
+
+	$node->safe_psql(
+		'postgres',
+		'BEGIN; '
+		  . join(' ',
+			map { "SELECT amqp_publish('', 'q', '$_', message_id => '$_', server => 'mes');" }
+			  @bodies)
+		  . " $end");
+	return;
+}
+
+sub taken
+{
+	my ($n) = @_;
+
+	return join(' ',
+		map { $_->[0] } map { [ split(/\t/) ] } split(/\n/,
+			$broker->tool('--count', $n, '--fields', 'body', 'consume', 'q')));
+}
+
+# The very first message of the server, and it is only prepared.
+publish("PREPARE TRANSACTION 'first'", 'a1', 'a2');
+publish('COMMIT', 'b1');
+is(taken(1), 'b1', 'the others are not held up by a prepared transaction');
+$node->safe_psql('postgres',
+	"SELECT amqp_publish('', 'q', 'c1', server => 'erp')");
+is(taken(1), 'c1', 'nor are those to a server that nobody published to before');
+is( $node->safe_psql(
+		'postgres', "SELECT horizon = next_id, holder_pid FROM amqp_outbox.horizon()"),
+	't|',
+	'it does not hold the horizon');
+$node->safe_psql('postgres', "COMMIT PREPARED 'first'");
+is(taken(2), 'a1 a2', 'COMMIT PREPARED publishes, in order');
+wait_settled($node, 'postgres');
+is( $node->safe_psql(
+		'postgres',
+		"SELECT string_agg(DISTINCT status || ' ' || attempts, ',')
+			FROM amqp_outbox.message WHERE message_id LIKE 'a%'"),
+	'',
+	'and nothing of it is left') or diag $node->safe_psql('postgres', 'TABLE amqp_outbox.deferred');
+
+# ROLLBACK PREPARED; savepoints; a large one
+publish("PREPARE TRANSACTION 'gone'", 'lost');
+$node->safe_psql('postgres', "ROLLBACK PREPARED 'gone'");
+publish("SAVEPOINT s; SELECT amqp_publish('', 'q', 'lost', server => 'mes');
+	ROLLBACK TO s; PREPARE TRANSACTION 'part'", 'd1');
+$node->safe_psql('postgres', "COMMIT PREPARED 'part'");
+is(taken(1), 'd1', 'without what was rolled back');
+publish(
+	"SELECT count(amqp_publish('', 'q', 'e', server => 'mes',
+		ordering_key => nullif('k' || i % 3, 'k0'))) FROM generate_series(1, 10000) i;
+	PREPARE TRANSACTION 'large'");
+$node->safe_psql('postgres', "COMMIT PREPARED 'large'");
+is(length(taken(10000) =~ s/ //gr), 10000, 'ten thousand at once');
+wait_settled($node, 'postgres');
+
+# Across restarts of every kind; the worker is away when it is committed.
+publish("PREPARE TRANSACTION 'fast'", 'f1');
+publish("PREPARE TRANSACTION 'rolled back'", 'lost');
+$node->restart;
+publish("PREPARE TRANSACTION 'crash'", 'f2');
+$node->stop('immediate');
+$node->start;
+is($node->safe_psql('postgres', 'SELECT count(*) FROM pg_prepared_xacts'),
+	3, 'still prepared');
+publish('COMMIT', 'g1');
+is(taken(1), 'g1', 'ids go on behind those of prepared transactions');
+$node->safe_psql('postgres', "COMMIT PREPARED 'fast'");
+is(taken(1), 'f1', 'COMMIT PREPARED after a restart');
+$node->safe_psql('postgres', "ROLLBACK PREPARED 'rolled back'");
+$broker->stop;
+$node->safe_psql('postgres', "COMMIT PREPARED 'crash'");
+$broker->start;
+is(taken(1), 'f2', 'after a crash, and an outage of the broker');
+
+# A crash right after it: whoever comes next finds it.
+publish("PREPARE TRANSACTION 'unheard'", 'h1');
+$node->append_conf('postgresql.conf', 'amqp_outbox.enabled = off');
+$node->reload;
+wait_for($node, 'postgres',
+	"SELECT count(*) = 0 FROM pg_stat_activity
+		WHERE backend_type = 'amqp_outbox worker'");
+$node->safe_psql('postgres', "COMMIT PREPARED 'unheard'");
+is( $node->safe_psql(
+		'postgres', "SELECT status, attempts FROM amqp_outbox.message WHERE message_id = 'h1'"),
+	'pending|0',
+	'it is pending');
+$node->append_conf('postgresql.conf', 'amqp_outbox.enabled = on');
+$node->reload;
+is(taken(1), 'h1', 'COMMIT PREPARED that no worker heard of');
+
+# Servers that come and change with a prepared transaction.
+$node->safe_psql('postgres', <<"END");
+BEGIN;
+CREATE SERVER late FOREIGN DATA WRAPPER amqp_outbox
+	OPTIONS (host '127.0.0.1', port '@{[ $broker->port ]}');
+CREATE USER MAPPING FOR PUBLIC SERVER late OPTIONS (user 'guest', password 'guest');
+ALTER SERVER erp OPTIONS (ADD window '7');
+PREPARE TRANSACTION 'servers';
+END
+my $since = status($node, 'postgres', 'erp', 'since');
+$node->safe_psql('postgres', "COMMIT PREPARED 'servers'");
+$node->safe_psql('postgres',
+	"SELECT amqp_publish('', 'q', 'i1', server => 'late')");
+is(taken(1), 'i1', 'a server of a prepared transaction');
+$broker->freeze;
+$node->safe_psql('postgres',
+	"SELECT count(amqp_publish('', 'q', 'j', server => 'erp'))
+		FROM generate_series(1, 50)");
+wait_for($node, 'postgres',
+	"SELECT in_flight = 7 FROM amqp_outbox.server_status WHERE server = 'erp'",
+	'the altered window');
+$broker->thaw;
+wait_settled($node, 'postgres');
+
+# The server of a prepared transaction stays.
+publish("PREPARE TRANSACTION 'last'", 'k1');
+my ($ret, $stdout, $stderr) = $node->psql('postgres',
+	"SET lock_timeout = '100ms'; DROP SERVER mes CASCADE");
+like($stderr, qr/lock timeout/, 'its server cannot be dropped meanwhile');
+$node->safe_psql('postgres', "ROLLBACK PREPARED 'last'");
+wait_settled($node, 'postgres');
+is(join(' ', map { $_->[0] } $broker->fields('q', 'body')) =~ s/j ?//gr,
+	'', 'nothing else came');
+
+finish_node($node);
+done_testing();
