@@ -83,11 +83,12 @@ CREATE TABLE amqp_outbox.receipt (
 	rejected bigint NOT NULL,
 	accepted bigint NOT NULL,
 	clean boolean NOT NULL,
+	incarnation bigint NOT NULL,
 	PRIMARY KEY (server_key, through_id, receipt_no),
 	CONSTRAINT leaves_only CHECK (false) NO INHERIT
 );
 COMMENT ON TABLE amqp_outbox.receipt IS
-'each row: this server has settled everything through this id; counts are totals so far; clean: its worker ended and left nothing in doubt; append-only; rows stand in its leaves';
+'each row: this server has settled everything through this id; counts are totals so far; clean: its worker ended and left nothing in doubt, as far as this cluster, database and timeline of the WAL (incarnation) can know; append-only; rows stand in its leaves';
 
 CREATE TABLE amqp_outbox.deferred (
 	LIKE amqp_outbox.outbox,

@@ -257,7 +257,9 @@ outbox_flush_index(OutboxFlush *flush, TupleTableSlot *slot)
 		Datum		values[INDEX_MAX_KEYS];
 		bool		isnull[INDEX_MAX_KEYS];
 
-		if (!outbox_flush_satisfies(flush, flush->predicates[i], slot))
+		/* whoever builds it concurrently will find the row */
+		if (!info->ii_ReadyForInserts ||
+			!outbox_flush_satisfies(flush, flush->predicates[i], slot))
 			continue;
 		FormIndexDatum(info, slot, NULL, values, isnull);
 		index_insert(index, values, isnull, &slot->tts_tid, flush->rel,

@@ -191,6 +191,7 @@ outbox_launcher_send_scout(void)
 	{
 		pfree(launcher->scout);
 		launcher->scout = NULL;
+		launcher->retry_at = 0; /* its slot is free */
 	}
 	if (launcher->scout || launcher->scans == NIL ||
 		!outbox_launcher_may_start())
@@ -215,6 +216,19 @@ outbox_launcher_send_scout(void)
  */
 
 static void
+outbox_launcher_start_worker(int entry, Oid dboid)
+{
+	OutboxFailure failure;
+
+	launcher->workers[entry] = outbox_launcher_start_process(dboid, entry);
+	if (launcher->workers[entry])
+		return;
+	outbox_failure_set(&failure, ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, NULL,
+					   "no free slot for a background worker");
+	outbox_registry_lacks_process(entry, &failure);
+}
+
+static void
 outbox_launcher_tend_worker(int entry)
 {
 	Oid			dboid;
@@ -224,15 +238,12 @@ outbox_launcher_tend_worker(int entry)
 	{
 		pfree(launcher->workers[entry]);
 		launcher->workers[entry] = NULL;
+		launcher->retry_at = 0; /* its slot is free */
 		outbox_registry_not_running(entry, OUTBOX_RESTART_MS);
 	}
 	if (launcher->workers[entry] == NULL && outbox_launcher_may_start() &&
 		outbox_registry_claim_start(entry, &dboid))
-	{
-		launcher->workers[entry] = outbox_launcher_start_process(dboid, entry);
-		if (launcher->workers[entry] == NULL)
-			outbox_registry_not_running(entry, OUTBOX_NO_SLOT_MS);
-	}
+		outbox_launcher_start_worker(entry, dboid);
 }
 
 static long

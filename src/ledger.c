@@ -179,6 +179,12 @@ outbox_ledger_add_one(OutboxLedger *ledger, OutboxEntry *entry)
 
 	ledger->bytes += outbox_entry_bytes(entry);
 	ledger->added++;
+	if (msg->unreadable)
+	{
+		outbox_entry_explain(entry, OUTBOX_REJECTED, OUTBOX_MALFORMED, 0,
+							 msg->unreadable);
+		return;
+	}
 	ledger->unsent++;
 	if (msg->ordering_key == NULL)
 		return;

@@ -41,6 +41,7 @@ typedef struct OutboxMessage
 	TimestampTz first_attempt_at;	/* 0: there was none */
 	const char *ordering_key;	/* NULL: none */
 	bool		held;			/* an earlier message of its key is not done */
+	const char *unreadable;		/* why; then only id and deferred are set */
 
 	const char *message_id;
 	const char *exchange;		/* "" is AMQP's default exchange */

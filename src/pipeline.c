@@ -67,6 +67,13 @@
 #define OUTBOX_BACKOFF_FIRST_MS INT64CONST(1000)
 #define OUTBOX_BACKOFF_LAST_MS	(5 * 60 * 1000)
 
+typedef enum OutboxReading
+{
+	OUTBOX_READING_NOTHING,
+	OUTBOX_READING_OUTBOX,
+	OUTBOX_READING_DEFERRED
+} OutboxReading;
+
 struct OutboxPipeline
 {
 	MemoryContext context;
@@ -89,6 +96,11 @@ struct OutboxPipeline
 	TimestampTz next_due;		/* of the deferred messages; 0: none */
 	int			deferred;		/* how many of them are in the ledger */
 	bool		orphans;		/* some may wait behind a message that is gone */
+
+	OutboxReading reading;		/* what a transaction is reading right now */
+	OutboxReading damaged;		/* where a row cannot be read */
+	bool		found;			/* and it is the next one */
+	char	   *damage;			/* the error that it gives */
 
 	int			suspects;		/* to be sent one at a time, see below */
 	OutboxDestinations *destinations;	/* not to be sent to */
@@ -196,17 +208,84 @@ outbox_pipeline_room_bytes(const OutboxPipeline *pipeline)
 	return used < OUTBOX_LEDGER_BYTES ? OUTBOX_LEDGER_BYTES - used : 0;
 }
 
+/*
+ * Damaged rows
+ *
+ * A batch that cannot be read because a row in it is damaged is read row by
+ * row; the one that fails again is taken by its id.
+ */
+
+static int
+outbox_pipeline_max_rows(const OutboxPipeline *pipeline,
+						 OutboxReading reading, int max_rows)
+{
+	if (pipeline->damaged == reading)
+		return 1;
+	return Min(max_rows, outbox_ledger_room(pipeline->ledger));
+}
+
+/* Take the row with this id, which cannot be read; 0: it is gone. */
+static void
+outbox_pipeline_take_damaged(OutboxPipeline *pipeline, int64 id,
+							 MemoryContext batch)
+{
+	OutboxMessage *msg = MemoryContextAllocZero(batch, sizeof(OutboxMessage));
+
+	msg->id = id;
+	msg->deferred = pipeline->damaged == OUTBOX_READING_DEFERRED;
+	pipeline->damaged = OUTBOX_READING_NOTHING;
+	pipeline->found = false;
+	if (id == 0)
+		return;
+	pipeline->deferred += msg->deferred;
+	msg->message_id = msg->exchange = msg->routing_key = msg->body = "";
+	msg->unreadable = MemoryContextStrdup(batch, pipeline->damage);
+	pipeline->batch[0] = msg;
+	MemoryContextSetParent(batch, pipeline->context);
+	outbox_ledger_add(pipeline->ledger, pipeline->batch, 1, batch);
+}
+
+void
+outbox_pipeline_recover(OutboxPipeline *pipeline, int sqlerrcode,
+						const char *message)
+{
+	OutboxReading reading = pipeline->reading;
+
+	pipeline->reading = OUTBOX_READING_NOTHING;
+	if (reading == OUTBOX_READING_NOTHING ||
+		(sqlerrcode != ERRCODE_DATA_CORRUPTED &&
+		 sqlerrcode != ERRCODE_CHARACTER_NOT_IN_REPERTOIRE &&
+		 sqlerrcode != ERRCODE_UNTRANSLATABLE_CHARACTER))
+		return;
+	pipeline->found = pipeline->damaged == reading;
+	pipeline->damaged = reading;
+	if (pipeline->damage)
+		pfree(pipeline->damage);
+	pipeline->damage = MemoryContextStrdup(pipeline->context, message);
+}
+
 /* Read the outbox below the horizon. */
 static void
 outbox_pipeline_read_outbox(OutboxPipeline *pipeline, int64 horizon,
 							const OutboxServer *server)
 {
 	MemoryContext batch = outbox_pipeline_new_batch();
-	int			max_rows = Min(OUTBOX_READ_ROWS,
-							   outbox_ledger_room(pipeline->ledger));
+	int			max_rows = outbox_pipeline_max_rows(pipeline,
+													OUTBOX_READING_OUTBOX,
+													OUTBOX_READ_ROWS);
 	bool		complete;
 	int			n;
 
+	if (pipeline->found && pipeline->damaged == OUTBOX_READING_OUTBOX)
+	{
+		int64		id = outbox_store_next_id(pipeline->server_key,
+											  pipeline->read_through, horizon);
+
+		outbox_pipeline_take_damaged(pipeline, id, batch);
+		pipeline->read_through = Max(pipeline->read_through, id);
+		return;
+	}
+	pipeline->reading = OUTBOX_READING_OUTBOX;
 	n = outbox_store_read(batch, pipeline->server_key,
 						  pipeline->read_through, horizon, max_rows,
 						  outbox_pipeline_room_bytes(pipeline), server,
@@ -219,6 +298,7 @@ outbox_pipeline_read_outbox(OutboxPipeline *pipeline, int64 horizon,
 	}
 	if (complete)
 		pipeline->read_through = horizon - 1;
+	pipeline->reading = OUTBOX_READING_NOTHING;
 }
 
 /* Read deferred messages that are due. */
@@ -227,15 +307,26 @@ outbox_pipeline_read_due(OutboxPipeline *pipeline, TimestampTz now,
 						 const OutboxServer *server)
 {
 	MemoryContext batch = outbox_pipeline_new_batch();
-	int			max_rows = Min(OUTBOX_DUE_ROWS,
-							   outbox_ledger_room(pipeline->ledger));
+	int			max_rows = outbox_pipeline_max_rows(pipeline,
+													OUTBOX_READING_DEFERRED,
+													OUTBOX_DUE_ROWS);
 	int			n;
 
+	if (pipeline->found && pipeline->damaged == OUTBOX_READING_DEFERRED)
+	{
+		outbox_pipeline_take_damaged(pipeline,
+									 outbox_store_next_due_id(pipeline->server_key,
+															  now),
+									 batch);
+		return;
+	}
+	pipeline->reading = OUTBOX_READING_DEFERRED;
 	n = outbox_store_read_due(batch, pipeline->server_key, now, max_rows,
 							  outbox_pipeline_room_bytes(pipeline), server,
 							  &pipeline->doubt, pipeline->batch);
 	if (n > 0)
 		outbox_pipeline_take(pipeline, n, batch);
+	pipeline->reading = OUTBOX_READING_NOTHING;
 	pipeline->deferred += n;
 	if (n == 0)
 		pipeline->next_due = outbox_store_next_due(pipeline->server_key);
@@ -338,9 +429,9 @@ outbox_pipeline_is_durable(OutboxPipeline *pipeline)
 }
 
 /*
- * Before this worker sends its first message a receipt says so, durably: if it
- * crashes, its successor must not believe the clean receipt of its predecessor.
- * Runs a transaction.
+ * Before this worker sends its first message a receipt says so, durably, also
+ * on a synchronous standby: if it crashes, its successor must not believe the
+ * clean receipt of its predecessor.  Runs a transaction.
  */
 static void
 outbox_pipeline_announce(OutboxPipeline *pipeline)
@@ -354,7 +445,7 @@ outbox_pipeline_announce(OutboxPipeline *pipeline)
 		return;
 	outbox_store_write_receipt(pipeline->server_key, &receipt);
 	outbox_store_commit();
-	XLogFlush(XactLastCommitEnd);
+	pipeline->durable_lsn = Max(pipeline->durable_lsn, XactLastCommitEnd);
 	pipeline->receipt = receipt;
 	pipeline->may_have_sent = true;
 }
@@ -403,11 +494,12 @@ outbox_pipeline_publish(OutboxPipeline *pipeline, const OutboxServer *server,
 	TimestampTz now;
 	OutboxEntry *entry;
 
-	if (outbox_ledger_unpublished(pipeline->ledger) == 0 ||
-		!outbox_pipeline_is_durable(pipeline))
+	if (outbox_ledger_unpublished(pipeline->ledger) == 0)
 		return;
 	if (!pipeline->may_have_sent)
 		outbox_pipeline_announce(pipeline);
+	if (!outbox_pipeline_is_durable(pipeline))
+		return;
 
 	now = GetCurrentTimestamp();
 	while (outbox_ledger_in_flight(pipeline->ledger) < window &&
@@ -582,7 +674,16 @@ outbox_pipeline_settle_one(OutboxPipeline *pipeline,
 	else
 		receipt->rejected++;
 
-	if (!delivered)
+	if (msg->unreadable)
+	{
+		outbox_store_bury_unreadable(pipeline->server_key, msg->id,
+									 msg->deferred, msg->unreadable, now);
+		ereport(LOG,
+				(errmsg("message " INT64_FORMAT " to server \"%s\" is a dead letter, because it cannot be read",
+						msg->id, server->name),
+				 errdetail_internal("%s", msg->unreadable)));
+	}
+	else if (!delivered)
 		outbox_pipeline_settle_failure(pipeline, server, entry, now);
 	else if (msg->deferred)
 		outbox_store_deliver_deferred(pipeline->server_key, msg->id, now);

@@ -36,6 +36,14 @@ extern OutboxReadResult outbox_pipeline_read(OutboxPipeline *pipeline,
 											 const OutboxServer *server);
 
 /*
+ * After an error that ended a transaction: if it was reading that failed, and
+ * for a row that is damaged, read on row by row and in the end past that row,
+ * which becomes a dead letter.
+ */
+extern void outbox_pipeline_recover(OutboxPipeline *pipeline, int sqlerrcode,
+									const char *message);
+
+/*
  * Hand over to the transport what may be sent: what is durable, up to the
  * server's window.  Runs a transaction before the first message.
  */

@@ -508,17 +508,24 @@ outbox_registry_set_in_flight(int in_flight)
 	my_entry->status.in_flight = in_flight;
 }
 
+static void
+outbox_registry_note_error(OutboxWorkerEntry *entry,
+						   const OutboxFailure *failure, TimestampTz now)
+{
+	Assert(LWLockHeldByMe(shared->lock));
+	snprintf(entry->status.last_error, sizeof(entry->status.last_error),
+			 "%s%s%s", failure->message, failure->detail[0] ? ": " : "",
+			 failure->detail);
+	entry->status.last_error_at = now;
+}
+
 void
 outbox_registry_set_error(const OutboxFailure *failure)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
 	outbox_registry_lock(LW_EXCLUSIVE);
-	snprintf(my_entry->status.last_error,
-			 sizeof(my_entry->status.last_error), "%s%s%s",
-			 failure->message, failure->detail[0] ? ": " : "",
-			 failure->detail);
-	my_entry->status.last_error_at = now;
+	outbox_registry_note_error(my_entry, failure, now);
 	outbox_registry_unlock();
 }
 
@@ -641,6 +648,19 @@ outbox_registry_not_running(int i, int retry_ms)
 					OUTBOX_RESTART_LAST_MS);
 	entry->starting = false;
 	entry->start_at = TimestampTzPlusMilliseconds(now, pause);
+	outbox_registry_free_if_unused(entry);
+	outbox_registry_unlock();
+}
+
+void
+outbox_registry_lacks_process(int i, const OutboxFailure *failure)
+{
+	OutboxWorkerEntry *entry = &shared->entries[i];
+	TimestampTz now = GetCurrentTimestamp();
+
+	outbox_registry_lock(LW_EXCLUSIVE);
+	entry->starting = false;
+	outbox_registry_note_error(entry, failure, now);
 	outbox_registry_free_if_unused(entry);
 	outbox_registry_unlock();
 }

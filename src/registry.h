@@ -128,8 +128,12 @@ extern bool outbox_registry_take_scan(Oid *dboid, bool *all);
 /* Is entry i in need of a process?  Marks it as being started. */
 extern bool outbox_registry_claim_start(int i, Oid *dboid);
 
-/* The process for entry i could not be started, or ended. */
+/* The process for entry i ended. */
 extern void outbox_registry_not_running(int i, int retry_ms);
+
+/* There is none to be had for entry i; it stays in need of one. */
+extern void outbox_registry_lacks_process(int i,
+										  const OutboxFailure *failure);
 
 /* Milliseconds until the next entry wants a process; -1: none does. */
 extern long outbox_registry_next_start(void);

@@ -18,8 +18,10 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
+#include "common/hashfn.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
@@ -29,6 +31,7 @@
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/jsonb.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
@@ -37,7 +40,7 @@
 #include "leaf.h"
 #include "store.h"
 
-#define OUTBOX_MAX_PARAMS	9
+#define OUTBOX_MAX_PARAMS	10
 
 /* Messages of one ordering key that become due together. */
 #define OUTBOX_RELEASE_ROWS	"256"
@@ -53,6 +56,18 @@
 #define OUTBOX_ATTEMPT_COLUMNS \
 	"attempts, first_attempt_at, last_attempt_at, possible_duplicate," \
 	" reply_code, last_error"
+
+/* What can be read of a row whose large values are damaged; and the rest. */
+#define OUTBOX_READABLE_COLUMNS \
+	"server_key, id, message_id, enqueued_at, exchange, routing_key," \
+	" content_type, content_encoding, persistent, priority, correlation_id," \
+	" reply_to, expiration_ms, message_timestamp, type, user_id, app_id," \
+	" mandatory, ordering_key"
+#define OUTBOX_UNREADABLE_COLUMNS \
+	" body, reason, attempts, first_attempt_at, last_attempt_at," \
+	" possible_duplicate, last_error, holds_key"
+#define OUTBOX_UNREADABLE_VALUES \
+	" '', 'malformed', 0, $3, $3, false, $4, false"
 
 /*
  * Whether an earlier message of the key of row "m" is not done: it waits in
@@ -76,7 +91,7 @@
 /* The columns of amqp_outbox.receipt. */
 #define OUTBOX_RECEIPT_COLUMNS \
 	"server_key, through_id, receipt_no, settled_at, delivered, returned," \
-	" rejected, accepted, clean"
+	" rejected, accepted, clean, incarnation"
 
 typedef enum OutboxStatementId
 {
@@ -97,6 +112,12 @@ typedef enum OutboxStatementId
 	STATEMENT_BURY,
 	STATEMENT_BURY_DEFERRED,
 	STATEMENT_DELIVER_DEFERRED,
+	STATEMENT_NEXT_ID,
+	STATEMENT_NEXT_DUE_ID,
+	STATEMENT_BURY_READABLE,
+	STATEMENT_BURY_DEFERRED_READABLE,
+	STATEMENT_BURY_ID,
+	STATEMENT_BURY_DEFERRED_ID,
 	STATEMENT_LEAF_SETTLED,
 	STATEMENT_CARRY_RECEIPTS,
 	NSTATEMENTS
@@ -122,9 +143,10 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 	},
 	[STATEMENT_NEWEST_RECEIPT] = {
 		"SELECT through_id, receipt_no, settled_at, delivered, returned,"
-		" rejected, accepted, clean FROM amqp_outbox.receipt WHERE server_key = $1"
+		" rejected, accepted, clean AND incarnation = $2"
+		" FROM amqp_outbox.receipt WHERE server_key = $1"
 		" ORDER BY server_key DESC, through_id DESC, receipt_no DESC LIMIT 1",
-		1, {INT4OID}
+		2, {INT4OID, INT8OID}
 	},
 	[STATEMENT_READ] = {
 		"SELECT " OUTBOX_COLUMNS ", 0, id <= $4, NULL::timestamptz, "
@@ -152,9 +174,9 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 	},
 	[STATEMENT_WRITE_RECEIPT] = {
 		"INSERT INTO amqp_outbox.receipt_%d (" OUTBOX_RECEIPT_COLUMNS ")"
-		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-		9, {INT4OID, INT8OID, INT8OID, TIMESTAMPTZOID, INT8OID, INT8OID,
-			INT8OID, INT8OID, BOOLOID}
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+		10, {INT4OID, INT8OID, INT8OID, TIMESTAMPTZOID, INT8OID, INT8OID,
+			INT8OID, INT8OID, BOOLOID, INT8OID}
 	},
 	[STATEMENT_DEFER] = {
 		"INSERT INTO amqp_outbox.deferred (" OUTBOX_COLUMNS ", due_at, "
@@ -237,6 +259,49 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 		" SELECT $1, $2, $3, attempts + 1 FROM gone",
 		3, {INT4OID, INT8OID, TIMESTAMPTZOID}
 	},
+	/* around a row that is damaged */
+	[STATEMENT_NEXT_ID] = {
+		"SELECT id FROM amqp_outbox.outbox"
+		" WHERE server_key = $1 AND id > $2 AND id < $3"
+		" ORDER BY server_key, id LIMIT 1",
+		3, {INT4OID, INT8OID, INT8OID}
+	},
+	[STATEMENT_NEXT_DUE_ID] = {
+		"SELECT id FROM amqp_outbox.deferred"
+		" WHERE server_key = $1 AND due_at <= $2"
+		" ORDER BY server_key, due_at, id LIMIT 1",
+		2, {INT4OID, TIMESTAMPTZOID}
+	},
+	[STATEMENT_BURY_READABLE] = {
+		"INSERT INTO amqp_outbox.dead_letter (" OUTBOX_READABLE_COLUMNS ","
+		OUTBOX_UNREADABLE_COLUMNS ")"
+		" SELECT " OUTBOX_READABLE_COLUMNS "," OUTBOX_UNREADABLE_VALUES
+		" FROM amqp_outbox.outbox WHERE server_key = $1 AND id = $2",
+		4, {INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID}
+	},
+	[STATEMENT_BURY_DEFERRED_READABLE] = {
+		"WITH gone AS (DELETE FROM amqp_outbox.deferred"
+		" WHERE server_key = $1 AND id = $2 RETURNING " OUTBOX_READABLE_COLUMNS ")"
+		" INSERT INTO amqp_outbox.dead_letter (" OUTBOX_READABLE_COLUMNS ","
+		OUTBOX_UNREADABLE_COLUMNS ")"
+		" SELECT " OUTBOX_READABLE_COLUMNS "," OUTBOX_UNREADABLE_VALUES
+		" FROM gone",
+		4, {INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID}
+	},
+	[STATEMENT_BURY_ID] = {
+		"INSERT INTO amqp_outbox.dead_letter (server_key, id, message_id,"
+		" enqueued_at, exchange, routing_key," OUTBOX_UNREADABLE_COLUMNS ")"
+		" SELECT $1, $2, '', $3, '', ''," OUTBOX_UNREADABLE_VALUES,
+		4, {INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID}
+	},
+	[STATEMENT_BURY_DEFERRED_ID] = {
+		"WITH gone AS (DELETE FROM amqp_outbox.deferred"
+		" WHERE server_key = $1 AND id = $2 RETURNING id)"
+		" INSERT INTO amqp_outbox.dead_letter (server_key, id, message_id,"
+		" enqueued_at, exchange, routing_key," OUTBOX_UNREADABLE_COLUMNS ")"
+		" SELECT $1, id, '', $3, '', ''," OUTBOX_UNREADABLE_VALUES " FROM gone",
+		4, {INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID}
+	},
 	/* is every message of the leaf settled, and since when? */
 	[STATEMENT_LEAF_SETTLED] = {
 		"SELECT COALESCE(bool_and(r.settled_at IS NOT NULL), true),"
@@ -254,7 +319,7 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 	[STATEMENT_CARRY_RECEIPTS] = {
 		"INSERT INTO amqp_outbox.receipt_%d (" OUTBOX_RECEIPT_COLUMNS ")"
 		" SELECT r.server_key, through_id, receipt_no, settled_at, delivered,"
-		" returned, rejected, accepted, clean"
+		" returned, rejected, accepted, clean, incarnation"
 		" FROM amqp_outbox.server_key k"
 		" CROSS JOIN LATERAL (SELECT *, tableoid AS leaf"
 		" FROM amqp_outbox.receipt WHERE server_key = k.server_key"
@@ -472,13 +537,27 @@ outbox_store_server_key(const char *server_name)
 	return DatumGetInt32(outbox_store_column(0, 1));
 }
 
+/*
+ * A clean receipt says nothing about what others did after it: a former primary
+ * of which this is a promoted standby, the database of which this is a copy.
+ * So it holds only where, and on the timeline on which, it was written.
+ */
+static int64
+outbox_store_incarnation(void)
+{
+	uint64		place = hash_combine64(MyDatabaseId, GetWALInsertionTimeLine());
+
+	return (int64) hash_combine64(outbox_catalog_system_identifier(), place);
+}
+
 void
 outbox_store_newest_receipt(int32 server_key, OutboxReceipt *receipt)
 {
-	Datum		values[1];
+	Datum		values[2];
 
 	memset(receipt, 0, sizeof(*receipt));
 	values[0] = Int32GetDatum(server_key);
+	values[1] = Int64GetDatum(outbox_store_incarnation());
 	if (outbox_store_execute(STATEMENT_NEWEST_RECEIPT, values, NULL,
 							 SPI_OK_SELECT, 1) == 0)
 		return;
@@ -632,6 +711,33 @@ outbox_store_read_due(MemoryContext context, int32 server_key,
 	return n;
 }
 
+int64
+outbox_store_next_id(int32 server_key, int64 after, int64 before)
+{
+	Datum		values[3];
+
+	values[0] = Int32GetDatum(server_key);
+	values[1] = Int64GetDatum(after);
+	values[2] = Int64GetDatum(before);
+	if (outbox_store_execute(STATEMENT_NEXT_ID, values, NULL, SPI_OK_SELECT,
+							 1) == 0)
+		return 0;
+	return DatumGetInt64(outbox_store_column(0, 1));
+}
+
+int64
+outbox_store_next_due_id(int32 server_key, TimestampTz now)
+{
+	Datum		values[2];
+
+	values[0] = Int32GetDatum(server_key);
+	values[1] = TimestampTzGetDatum(now);
+	if (outbox_store_execute(STATEMENT_NEXT_DUE_ID, values, NULL,
+							 SPI_OK_SELECT, 1) == 0)
+		return 0;
+	return DatumGetInt64(outbox_store_column(0, 1));
+}
+
 TimestampTz
 outbox_store_next_due(int32 server_key)
 {
@@ -651,7 +757,7 @@ outbox_store_next_due(int32 server_key)
 void
 outbox_store_write_receipt(int32 server_key, const OutboxReceipt *receipt)
 {
-	Datum		values[9];
+	Datum		values[10];
 
 	values[0] = Int32GetDatum(server_key);
 	values[1] = Int64GetDatum(receipt->through_id);
@@ -662,6 +768,7 @@ outbox_store_write_receipt(int32 server_key, const OutboxReceipt *receipt)
 	values[6] = Int64GetDatum(receipt->rejected);
 	values[7] = Int64GetDatum(receipt->accepted);
 	values[8] = BoolGetDatum(receipt->clean);
+	values[9] = Int64GetDatum(outbox_store_incarnation());
 	outbox_store_append(STATEMENT_WRITE_RECEIPT, values);
 }
 
@@ -727,6 +834,51 @@ outbox_store_defer_again(int32 server_key, const OutboxDeferral *deferral)
 	else
 		outbox_store_write_deferral(STATEMENT_BURY_DEFERRED, SPI_OK_INSERT,
 									server_key, deferral);
+}
+
+/* Text that the database gave us. */
+static void
+outbox_store_bury_as(OutboxStatementId statement, int32 server_key, int64 id,
+					 const char *words, TimestampTz now)
+{
+	Datum		values[4];
+
+	values[0] = Int32GetDatum(server_key);
+	values[1] = Int64GetDatum(id);
+	values[2] = TimestampTzGetDatum(now);
+	values[3] = CStringGetTextDatum(words);
+	outbox_store_execute(statement, values, NULL, SPI_OK_INSERT, 0);
+}
+
+/* In a subtransaction, because not even the rest of the row may be readable. */
+void
+outbox_store_bury_unreadable(int32 server_key, int64 id, bool deferred,
+							 const char *words, TimestampTz now)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool done = false;
+
+	BeginInternalSubTransaction(NULL);
+	PG_TRY();
+	{
+		outbox_store_bury_as(deferred ? STATEMENT_BURY_DEFERRED_READABLE :
+							 STATEMENT_BURY_READABLE,
+							 server_key, id, words, now);
+		ReleaseCurrentSubTransaction();
+		done = true;
+	}
+	PG_CATCH();
+	{
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	if (!done)
+		outbox_store_bury_as(deferred ? STATEMENT_BURY_DEFERRED_ID :
+							 STATEMENT_BURY_ID, server_key, id, words, now);
 }
 
 /*

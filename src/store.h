@@ -98,6 +98,13 @@ extern int	outbox_store_read_due(MemoryContext context, int32 server_key,
 								  const OutboxDoubt *doubt,
 								  OutboxMessage **messages);
 
+/*
+ * The first of those messages, without looking at anything but its id; 0 if
+ * there is none.
+ */
+extern int64 outbox_store_next_id(int32 server_key, int64 after, int64 before);
+extern int64 outbox_store_next_due_id(int32 server_key, TimestampTz now);
+
 /* When the next deferred message is due; 0 if there is none. */
 extern TimestampTz outbox_store_next_due(int32 server_key);
 
@@ -136,6 +143,13 @@ extern void outbox_store_release(int32 server_key, const char *ordering_key,
 
 /* So do all that wait for nothing. */
 extern void outbox_store_release_orphans(int32 server_key, TimestampTz now);
+
+/*
+ * A message cannot be read: what can be of it becomes a dead letter.
+ */
+extern void outbox_store_bury_unreadable(int32 server_key, int64 id,
+										 bool deferred, const char *words,
+										 TimestampTz now);
 
 /* A deferred message failed again, or was delivered. */
 extern void outbox_store_defer_again(int32 server_key,

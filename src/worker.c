@@ -94,6 +94,7 @@ typedef struct OutboxWorker
 	bool		blocked;		/* the broker asked for a pause */
 	TimestampTz ready_since;
 	TimestampTz confirm_clock;	/* confirms are not late before this */
+	Size		unsent;			/* bytes that the transport holds, lately */
 	int			host_no;		/* of the current or next connection */
 	int			failures;		/* to connect, in a row */
 	TimestampTz retry_at;		/* next attempt to connect */
@@ -459,6 +460,39 @@ outbox_worker_rotate(TimestampTz now)
 	worker->rotate_at = outbox_rotation_look(now);
 }
 
+/*
+ * One call adds no more than the transport may queue.  Where the socket takes
+ * all of that there is room for more, and no event would tell.
+ */
+static void
+outbox_worker_publish(void)
+{
+	int			before;
+
+	do
+	{
+		before = outbox_pipeline_in_flight(worker->pipeline);
+		outbox_pipeline_publish(worker->pipeline, worker->server,
+								worker->transport);
+		outbox_transport_flush(worker->transport);
+	} while (outbox_pipeline_in_flight(worker->pipeline) > before &&
+			 outbox_transport_pending(worker->transport) == 0);
+}
+
+/*
+ * On a slow line a large message takes longer to be sent than a confirm may
+ * take; so the time for confirms begins when nothing more goes out.
+ */
+static void
+outbox_worker_note_sending(TimestampTz now)
+{
+	Size		unsent = outbox_transport_pending(worker->transport);
+
+	if (unsent != worker->unsent)
+		worker->confirm_clock = now;
+	worker->unsent = unsent;
+}
+
 static void
 outbox_worker_move_messages(TimestampTz now)
 {
@@ -474,10 +508,12 @@ outbox_worker_move_messages(TimestampTz now)
 	 */
 	if (worker->ready && !worker->blocked && !outbox_worker_draining() &&
 		may_run_sql && !outbox_registry_has_request(OUTBOX_REQUEST_RELOAD))
-		outbox_pipeline_publish(worker->pipeline, worker->server,
-								worker->transport);
+		outbox_worker_publish();
 	if (worker->transport != NULL)
+	{
 		outbox_transport_flush(worker->transport);
+		outbox_worker_note_sending(now);
+	}
 	if (may_run_sql)
 	{
 		outbox_pipeline_settle(worker->pipeline, worker->server, false);
@@ -536,8 +572,10 @@ outbox_worker_reload(TimestampTz now)
 	}
 	if (strcmp(server->name, worker->server->name) != 0)
 		worker->stopping = true;	/* another one starts with the new name */
-	else if (!outbox_option_same_connection(server, worker->server))
-		worker->reconnecting = true;
+	else if (!outbox_option_same_connection(server, worker->server) ||
+			 (!worker->ready &&
+			  server->connect_timeout != worker->server->connect_timeout))
+		worker->reconnecting = true;	/* also one that is being made */
 
 	MemoryContextDelete(worker->server_context);
 	worker->server_context = context;
@@ -804,6 +842,8 @@ outbox_worker_recover(void)
 	error = CopyErrorData();
 	outbox_failure_set(&failure, error->sqlerrcode, error->detail, "%s",
 					   error->message);
+	outbox_pipeline_recover(worker->pipeline, error->sqlerrcode,
+							error->message);
 	FreeErrorData(error);
 	EmitErrorReport();
 	AbortCurrentTransaction();

@@ -463,7 +463,8 @@ sub _tool
 }
 
 # Make one and start it.  Parameters: conf, lines of rabbitmq.conf; env, a hash
-# of environment variables for scripts/rabbitmq.
+# of environment variables for scripts/rabbitmq; tls, true for a listener with
+# TLS as well, at tls_port() and with a certificate that cacertfile() verifies.
 sub new
 {
 	my ($class, $name, %params) = @_;
@@ -475,9 +476,36 @@ sub new
 
 	push @brokers, $self;
 	local %ENV = (%ENV, %{ $params{env} // {} });
-	$self->_script(['start'], ($params{conf} // '') . "\n");
+	my $conf = ($params{conf} // '') . "\n";
+	$conf .= $self->_tls if $params{tls};
+	$self->_script(['start'], $conf);
 	return $self;
 }
+
+# A certificate for this machine that signs itself, and the lines that use it.
+sub _tls
+{
+	my $self = shift;
+	my $dir = PostgreSQL::Test::Utils::tempdir("tls_$self->{name}");
+
+	PostgreSQL::Test::Utils::system_or_bail(
+		'openssl', 'req', '-x509', '-newkey', 'ec', '-pkeyopt',
+		'ec_paramgen_curve:prime256v1', '-nodes', '-days', '2',
+		'-subj', '/CN=broker', '-addext', 'subjectAltName = IP:127.0.0.1',
+		'-keyout', "$dir/key.pem", '-out', "$dir/certificate.pem");
+	$self->{cacertfile} = "$dir/certificate.pem";
+	$self->{tls_port} = PostgreSQL::Test::Cluster::get_free_port();
+	return <<"END";
+listeners.ssl.1 = 127.0.0.1:$self->{tls_port}
+ssl_options.certfile = $dir/certificate.pem
+ssl_options.keyfile = $dir/key.pem
+ssl_options.verify = verify_none
+ssl_options.fail_if_no_peer_cert = false
+END
+}
+
+sub tls_port { my $self = shift; return $self->{tls_port}; }
+sub cacertfile { my $self = shift; return $self->{cacertfile}; }
 
 sub _script
 {

@@ -1,0 +1,402 @@
+# AmqpOutboxPeer.pm: what a real broker cannot be made to do.
+#
+# Small peers on ports that the kernel chose:
+#
+#	AmqpOutboxPeer->silent       the kernel completes each connection, and
+#	                             nobody ever says a word
+#	AmqpOutboxPeer->full         the same with a queue that is full: the kernel
+#	                             drops what asks for one more connection
+#	AmqpOutboxPeer->broker       a script: the test accepts and speaks AMQP up
+#	                             to a point of its choice, then anything
+#	AmqpOutboxPeer::NameServer   answers when the test says so
+#
+# These live in the test's own process: a socket that nobody reads needs none.
+#
+#	AmqpOutboxPeer::Proxy->new($port)
+#
+# forwards to a broker's port, in a process of its own that ends with the test,
+# until it is told one of
+#
+#	hold           what the worker sends waits
+#	swallow        what the broker sends is thrown away
+#	cut_up N       after N more bytes of the worker both ends are reset
+#	cut_down N     after N more bytes of the broker both ends are reset
+#	slow N         N bytes of the worker a second, and hardly more wait
+#	forward        again everything
+#
+# After a cut it forwards again.  Each of these is in effect when it returns.
+
+package AmqpOutboxPeer;
+
+use strict;
+use warnings FATAL => 'all';
+
+use IO::Select;
+use IO::Socket::INET;
+use PostgreSQL::Test::Utils;
+
+sub _listen
+{
+	my ($class, $backlog) = @_;
+	my $listener = IO::Socket::INET->new(
+		LocalAddr => '127.0.0.1',
+		Proto => 'tcp',
+		Listen => $backlog) or die "cannot listen: $@";
+
+	return bless { listener => $listener }, $class;
+}
+
+sub silent { my $class = shift; return $class->_listen(16); }
+sub broker { my $class = shift; return $class->_listen(16); }
+sub port { my $self = shift; return $self->{listener}->sockport; }
+
+sub full
+{
+	my $class = shift;
+	my $self = $class->_listen(1);
+
+	# until one more of them hangs
+	while (
+		my $socket = IO::Socket::INET->new(
+			PeerAddr => '127.0.0.1',
+			PeerPort => $self->port,
+			Timeout => 0.5))
+	{
+		push @{ $self->{fillers} }, $socket;
+		die "cannot fill the queue of a listening socket"
+		  if @{ $self->{fillers} } > 100;
+	}
+	return $self;
+}
+
+# The next connection.
+sub accept
+{
+	my $self = shift;
+
+	IO::Select->new($self->{listener})
+	  ->can_read($PostgreSQL::Test::Utils::timeout_default)
+	  or die "timed out waiting for a connection";
+	$self->{socket} = $self->{listener}->accept;
+	return;
+}
+
+# The next so many bytes of the worker.
+sub read_bytes
+{
+	my ($self, $length) = @_;
+	my $bytes = '';
+
+	while (length($bytes) < $length)
+	{
+		IO::Select->new($self->{socket})
+		  ->can_read($PostgreSQL::Test::Utils::timeout_default)
+		  or die "timed out waiting for the worker to speak";
+		sysread($self->{socket}, $bytes, $length - length($bytes),
+			length($bytes)) or die "the worker hung up";
+	}
+	return $bytes;
+}
+
+sub send_bytes
+{
+	my ($self, $bytes) = @_;
+
+	local $SIG{PIPE} = 'IGNORE';
+	syswrite($self->{socket}, $bytes);
+	return;
+}
+
+sub hang_up { my $self = shift; close($self->{socket}); return; }
+
+# Read what comes until the worker hangs up.
+sub await_hangup
+{
+	my $self = shift;
+	my $bytes;
+
+	do
+	{
+		IO::Select->new($self->{socket})
+		  ->can_read($PostgreSQL::Test::Utils::timeout_default)
+		  or die "timed out waiting for the worker to hang up";
+	} while (sysread($self->{socket}, $bytes, 65536));
+	close($self->{socket});
+	return;
+}
+
+#
+# AMQP 0-9-1
+#
+
+sub frame
+{
+	my ($type, $channel, $payload) = @_;
+
+	return pack('CnN/a*C', $type, $channel, $payload, 0xce);
+}
+
+sub method
+{
+	my ($channel, $class, $method, $arguments) = @_;
+
+	return frame(1, $channel, pack('nna*', $class, $method, $arguments // ''));
+}
+
+# One frame of the worker; class and method if it is a method.
+sub read_frame
+{
+	my $self = shift;
+	my ($type, $channel, $length) = unpack('CnN', $self->read_bytes(7));
+	my $payload = $self->read_bytes($length);
+
+	die "frame without end octet" if $self->read_bytes(1) ne "\xce";
+	return $type == 1 ? join(' ', unpack('nn', $payload)) : '';
+}
+
+sub expect
+{
+	my ($self, @methods) = @_;
+
+	foreach my $method (@methods)
+	{
+		my $read = $self->read_frame;
+
+		die "the worker sent $read, not $method" if $read ne $method;
+	}
+	return;
+}
+
+# Be a broker for the next connection, up to where messages are sent.
+sub welcome
+{
+	my $self = shift;
+
+	$self->accept;
+	die "no protocol header" if $self->read_bytes(8) ne "AMQP\0\0\x09\x01";
+	$self->send_bytes($self->start);
+	$self->expect('10 11');
+	$self->send_bytes(method(0, 10, 30, pack('nNn', 2047, 131072, 0)));
+	$self->expect('10 31', '10 40');
+	$self->send_bytes(method(0, 10, 41, "\0"));
+	$self->expect('20 10', '85 10');
+	$self->send_bytes(method(1, 20, 11, pack('N', 0)) . method(1, 85, 11));
+	return;
+}
+
+# connection.start
+sub start
+{
+	return method(0, 10, 10, pack('CCN/a*N/a*N/a*', 0, 9, '', 'PLAIN', 'en_US'));
+}
+
+#
+# The name server
+#
+
+package AmqpOutboxPeer::NameServer;
+
+use IO::Select;
+use IO::Socket::INET;
+use PostgreSQL::Test::Utils;
+
+sub new
+{
+	my $class = shift;
+	my $socket = IO::Socket::INET->new(
+		LocalAddr => '127.0.0.1',
+		Proto => 'udp') or die "cannot open a socket: $@";
+
+	return bless { socket => $socket }, $class;
+}
+
+# What makes a program that is started with it ask this name server.
+sub environment
+{
+	my $self = shift;
+	my $dir = PostgreSQL::Test::Utils::tempdir();
+	my $source = "$AmqpOutboxTest::ROOT/test/helpers/name_server.c";
+
+	system('cc', '-shared', '-fPIC', '-o', "$dir/name_server.so", $source) == 0
+	  or die "cannot build $source";
+	append_to_file("$dir/resolv.conf", "nameserver 127.0.0.1\n");
+	return (
+		LD_PRELOAD => "$dir/name_server.so",
+		OUTBOX_RESOLV_CONF => "$dir/resolv.conf",
+		OUTBOX_NAME_SERVER_PORT => $self->{socket}->sockport);
+}
+
+# Wait until there is a question.
+sub await_question
+{
+	my $self = shift;
+
+	IO::Select->new($self->{socket})
+	  ->can_read($PostgreSQL::Test::Utils::timeout_default)
+	  or die "timed out waiting for a question";
+	return;
+}
+
+# Answer all questions that are there: the address of every name is 127.0.0.1,
+# and it has no other.
+sub answer
+{
+	my $self = shift;
+
+	while (IO::Select->new($self->{socket})->can_read(0))
+	{
+		my $from = $self->{socket}->recv(my $question, 1000);
+		my ($id, $name) = unpack('n x10 Z*', $question);
+		my $asked = substr($question, 12, length($name) + 5);
+		my $is_a = unpack('n', substr($asked, -4)) == 1;
+		my $answer = pack('n6a*', $id, 0x8180, 1, $is_a ? 1 : 0, 0, 0, $asked);
+
+		$answer .= pack('nnnNnC4', 0xc00c, 1, 1, 0, 4, 127, 0, 0, 1) if $is_a;
+		$self->{socket}->send($answer, 0, $from);
+	}
+	return;
+}
+
+#
+# The proxy
+#
+
+package AmqpOutboxPeer::Proxy;
+
+use IO::Select;
+use IO::Socket::INET;
+use POSIX ();
+use Socket;
+use Time::HiRes ();
+
+sub new
+{
+	my ($class, $port) = @_;
+	my $self = AmqpOutboxPeer::_listen($class, 16);
+	my ($ours, $its);
+
+	# a window of the usual size would hold megabytes
+	setsockopt($self->{listener}, SOL_SOCKET, SO_RCVBUF, 65536);
+	socketpair($ours, $its, AF_UNIX, SOCK_STREAM, PF_UNSPEC)
+	  or die "no socketpair: $!";
+	my $pid = fork // die "cannot fork: $!";
+	if ($pid == 0)
+	{
+		close($ours);
+		$SIG{PIPE} = 'IGNORE';
+		eval { _serve($self->{listener}, $its, $port) };
+		POSIX::_exit(0);
+	}
+	close($its);
+	$self->{control} = $ours;
+	$self->{pid} = $pid;
+	return $self;
+}
+
+sub port { my $self = shift; return $self->{listener}->sockport; }
+
+sub _tell
+{
+	my ($self, $order) = @_;
+
+	syswrite($self->{control}, "$order\n");
+	readline($self->{control}) // die "the proxy is gone";
+	return;
+}
+
+sub forward { my $self = shift; return $self->_tell('forward 0'); }
+sub hold { my $self = shift; return $self->_tell('hold 0'); }
+sub swallow { my $self = shift; return $self->_tell('swallow 0'); }
+sub slow { my ($self, $n) = @_; return $self->_tell("slow $n"); }
+sub cut_up { my ($self, $n) = @_; return $self->_tell("cut_up $n"); }
+sub cut_down { my ($self, $n) = @_; return $self->_tell("cut_down $n"); }
+
+# It ends when the other end of its control is closed.
+sub DESTROY
+{
+	my $self = shift;
+
+	local ($?, $!);
+	shutdown($self->{control}, 2);
+	waitpid($self->{pid}, 0);
+	return;
+}
+
+sub _serve
+{
+	my ($listener, $control, $port) = @_;
+	my ($mode, $left) = ('forward', 0);
+	my %peers;    # by socket: the other one, and the way that its bytes go
+
+	while (1)
+	{
+		my @sockets = map { $_->{socket} }
+		  grep { $mode ne 'hold' || $_->{way} eq 'down' } values %peers;
+
+		foreach my $ready (
+			IO::Select->new($listener, $control, @sockets)->can_read)
+		{
+			if ($ready == $control)
+			{
+				my $order = '';
+
+				# one order at a time, a line of its own
+				sysread($control, $order, 100) or return;
+				($mode, $left) = split(/\s+/, $order);
+				syswrite($control, "ok\n");
+				last;
+			}
+			if ($ready == $listener)
+			{
+				my $up = $listener->accept or next;
+				my $down = IO::Socket::INET->new(
+					PeerAddr => '127.0.0.1',
+					PeerPort => $port);
+
+				# the broker is away: so are we
+				next unless $down;
+				$peers{$up} = { socket => $up, other => $down, way => 'up' };
+				$peers{$down} =
+				  { socket => $down, other => $up, way => 'down' };
+				last;
+			}
+			my $peer = $peers{$ready} or next;
+			my $other = $peer->{other};
+			my $cut = $mode eq "cut_$peer->{way}";
+			my $n = sysread($ready, my $bytes, $cut ? $left : 65536);
+
+			# not a wait for anything: this is what a slow line is
+			Time::HiRes::sleep($n / $left)
+			  if $n && $mode eq 'slow' && $peer->{way} eq 'up';
+
+			next if $n && $mode eq 'swallow' && $peer->{way} eq 'down';
+			if ($n)
+			{
+				_write($other, $bytes);
+				$left -= $n if $cut;
+				next unless $cut && $left <= 0;
+				$mode = 'forward';
+				setsockopt($_, SOL_SOCKET, SO_LINGER, pack('ii', 1, 0))
+				  foreach $ready, $other;
+			}
+			delete @peers{ $ready, $other };
+			close($ready);
+			close($other);
+		}
+	}
+	return;
+}
+
+sub _write
+{
+	my ($socket, $bytes) = @_;
+
+	while (length($bytes))
+	{
+		my $n = syswrite($socket, $bytes) // return;
+		substr($bytes, 0, $n) = '';
+	}
+	return;
+}
+
+1;
