@@ -10,8 +10,8 @@ PGFILEDESC = "amqp_outbox - transactional outbox for AMQP"
 
 # In the order of the rooms: a file uses only files that stand before it.
 ROOMS = message settings horizon registry shared catalog leaf option server \
-	flush buffer store ordering ledger destination stream properties wire \
-	login returned transport_amqp091 pipeline rotation worker launcher \
+	flush buffer store ordering ledger settlement destination stream properties \
+	wire login returned transport_amqp091 pipeline rotation worker launcher \
 	utility publish monitor amqp_outbox
 OBJS = $(patsubst %,src/%.o,$(ROOMS))
 

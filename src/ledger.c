@@ -436,9 +436,10 @@ outbox_ledger_in_doubt(OutboxLedger *ledger)
 	{
 		OutboxEntry *entry = outbox_ledger_at(ledger, p);
 
-		if (entry->outcome == OUTBOX_OPEN &&
-			(entry->tag != 0 || entry->doubtful ||
-			 entry->message->possible_duplicate))
+		/* one that waits keeps those behind it from being settled */
+		if ((entry->outcome == OUTBOX_OPEN && entry->tag != 0) ||
+			entry->outcome == OUTBOX_DELIVERED ||
+			entry->doubtful || entry->message->possible_duplicate)
 			return true;
 	}
 	return false;

@@ -36,6 +36,7 @@ typedef struct OutboxMessage
 {
 	int64		id;				/* its place in the outbox of its server */
 	bool		deferred;		/* read from amqp_outbox.deferred */
+	TimestampTz due_at;			/* it was, if deferred */
 	int			attempts;		/* attempts already settled, 0 for a new one */
 	bool		possible_duplicate; /* one of them has no known outcome */
 	TimestampTz first_attempt_at;	/* 0: there was none */

@@ -21,11 +21,8 @@
  */
 #include "postgres.h"
 
-#include <limits.h>
-
 #include "access/xact.h"
 #include "access/xlog.h"
-#include "common/pg_prng.h"
 #include "miscadmin.h"
 #include "replication/syncrep.h"
 #include "replication/walsender.h"
@@ -40,6 +37,7 @@
 #include "ledger.h"
 #include "pipeline.h"
 #include "properties.h"
+#include "settlement.h"
 #include "store.h"
 
 /* Messages between being read and being settled, at the most. */
@@ -62,10 +60,6 @@
 
 /* How often to look whether a synchronous standby has caught up. */
 #define OUTBOX_STANDBY_MS		20
-
-/* Backoff of a deferred message: doubles from the first to the last. */
-#define OUTBOX_BACKOFF_FIRST_MS INT64CONST(1000)
-#define OUTBOX_BACKOFF_LAST_MS	(5 * 60 * 1000)
 
 typedef enum OutboxReading
 {
@@ -94,6 +88,8 @@ struct OutboxPipeline
 	bool		full;			/* commits do not wake us */
 
 	TimestampTz next_due;		/* of the deferred messages; 0: none */
+	OutboxPlace due_floor;		/* there are none before this place */
+	OutboxPlace due_read;		/* the last one that was read */
 	int			deferred;		/* how many of them are in the ledger */
 	bool		orphans;		/* some may wait behind a message that is gone */
 
@@ -175,6 +171,7 @@ outbox_pipeline_open(OutboxPipeline *pipeline)
 	}
 	pipeline->orphans = true;
 	pipeline->next_due = GetCurrentTimestamp();
+	pipeline->due_floor.due_at = DT_NOBEGIN;
 	return OUTBOX_READ_SOME;
 }
 
@@ -301,6 +298,27 @@ outbox_pipeline_read_outbox(OutboxPipeline *pipeline, int64 horizon,
 	pipeline->reading = OUTBOX_READING_NOTHING;
 }
 
+/*
+ * Deferred messages are read in the order in which they are due, from the place
+ * on before which there are none, because all that were there have gone or have
+ * got a later one.  So what they left behind in the index costs nothing, even
+ * while an old snapshot keeps it there.  Whoever else puts messages there says
+ * so.
+ */
+static OutboxPlace
+outbox_pipeline_due_floor(const OutboxPipeline *pipeline, int settled,
+						  TimestampTz settled_at)
+{
+	OutboxPlace floor = pipeline->due_floor;
+
+	/* all that were read are settled, and due at settled_at at the earliest */
+	if (settled > 0 && pipeline->deferred == settled)
+		floor = pipeline->due_read;
+	if (floor.due_at >= settled_at)
+		floor = (OutboxPlace) {.due_at = settled_at};
+	return floor;
+}
+
 /* Read deferred messages that are due. */
 static void
 outbox_pipeline_read_due(OutboxPipeline *pipeline, TimestampTz now,
@@ -321,15 +339,21 @@ outbox_pipeline_read_due(OutboxPipeline *pipeline, TimestampTz now,
 		return;
 	}
 	pipeline->reading = OUTBOX_READING_DEFERRED;
-	n = outbox_store_read_due(batch, pipeline->server_key, now, max_rows,
+	n = outbox_store_read_due(batch, pipeline->server_key,
+							  &pipeline->due_floor, now, max_rows,
 							  outbox_pipeline_room_bytes(pipeline), server,
 							  &pipeline->doubt, pipeline->batch);
 	if (n > 0)
+	{
 		outbox_pipeline_take(pipeline, n, batch);
+		pipeline->due_read.due_at = pipeline->batch[n - 1]->due_at;
+		pipeline->due_read.id = pipeline->batch[n - 1]->id;
+	}
 	pipeline->reading = OUTBOX_READING_NOTHING;
 	pipeline->deferred += n;
 	if (n == 0)
-		pipeline->next_due = outbox_store_next_due(pipeline->server_key);
+		pipeline->next_due = outbox_store_next_due(pipeline->server_key,
+												   &pipeline->due_floor);
 }
 
 static bool
@@ -581,143 +605,15 @@ outbox_pipeline_disconnected(OutboxPipeline *pipeline)
 	pipeline->suspects = 0;
 }
 
-/* Twice the pause of the attempt before, and a fifth more or less. */
-static TimestampTz
-outbox_pipeline_backoff(int attempts, TimestampTz now)
-{
-	double		ms = Min(OUTBOX_BACKOFF_FIRST_MS << Min(attempts, 20),
-						 OUTBOX_BACKOFF_LAST_MS);
-
-	ms *= 0.8 + 0.4 * pg_prng_double(&pg_global_prng_state);
-	return now + (TimestampTz) (ms * 1000);
-}
-
-/* When a failed message is tried again; 0: not any more. */
-static TimestampTz
-outbox_pipeline_next_attempt(const OutboxServer *server,
-							 const OutboxEntry *entry, TimestampTz now)
-{
-	const OutboxMessage *msg = entry->message;
-
-	if (outbox_reason_is_final(entry->reason) ||
-		msg->attempts + 1 >= server->max_attempts ||
-		(entry->outcome == OUTBOX_RETURNED &&
-		 server->unroutable == OUTBOX_UNROUTABLE_DEAD_LETTER) ||
-		(server->max_age > 0 && msg->first_attempt_at != 0 &&
-		 TimestampDifferenceExceeds(msg->first_attempt_at, now,
-									Min(server->max_age, INT_MAX / 1000) * 1000)))
-		return 0;
-	return Max(outbox_pipeline_backoff(msg->attempts, now),
-			   entry->not_before);
-}
-
-/* Write down that one attempt failed. */
-static void
-outbox_pipeline_settle_failure(OutboxPipeline *pipeline,
-							   const OutboxServer *server,
-							   const OutboxEntry *entry, TimestampTz now)
-{
-	const OutboxMessage *msg = entry->message;
-	OutboxDeferral deferral = {
-		.id = msg->id,
-		.due_at = outbox_pipeline_next_attempt(server, entry, now),
-		.attempted_at = now,
-		.reason = entry->reason,
-		.possible_duplicate = msg->possible_duplicate || entry->doubtful,
-		.reply_code = entry->reply_code,
-		.words = entry->words,
-		.holds_key = server->dead_letter_holds_key
-	};
-
-	if (!msg->deferred)
-		outbox_store_defer(pipeline->server_key, &deferral);
-	else
-	{
-		outbox_store_defer_again(pipeline->server_key, &deferral);
-		if (msg->ordering_key && deferral.due_at != 0)
-			outbox_store_hold_behind(pipeline->server_key, msg, now);
-	}
-	if (deferral.due_at == 0)
-		ereport(LOG,
-				(errmsg("message \"%s\" to server \"%s\" is a dead letter: %s",
-						msg->message_id, server->name,
-						outbox_reason_name(entry->reason)),
-				 errdetail_internal("%s", entry->words)));
-}
-
-/* Write down what became of one message. */
-static void
-outbox_pipeline_settle_one(OutboxPipeline *pipeline,
-						   const OutboxServer *server, OutboxReceipt *receipt,
-						   const OutboxEntry *entry)
-{
-	const OutboxMessage *msg = entry->message;
-	TimestampTz now = receipt->settled_at;
-	bool		delivered = entry->outcome == OUTBOX_DELIVERED;
-
-	if (!msg->deferred)
-		receipt->through_id = msg->id;
-	if (entry->outcome == OUTBOX_HELD)
-	{
-		outbox_store_hold(pipeline->server_key, msg,
-						  msg->possible_duplicate || entry->doubtful, now);
-		return;
-	}
-	if (entry->outcome == OUTBOX_RETURNED)
-	{
-		receipt->returned++;
-		delivered = server->unroutable == OUTBOX_UNROUTABLE_ACCEPT;
-		receipt->accepted += delivered;
-	}
-	else if (delivered)
-		receipt->delivered++;
-	else
-		receipt->rejected++;
-
-	if (msg->unreadable)
-	{
-		outbox_store_bury_unreadable(pipeline->server_key, msg->id,
-									 msg->deferred, msg->unreadable, now);
-		ereport(LOG,
-				(errmsg("message " INT64_FORMAT " to server \"%s\" is a dead letter, because it cannot be read",
-						msg->id, server->name),
-				 errdetail_internal("%s", msg->unreadable)));
-	}
-	else if (!delivered)
-		outbox_pipeline_settle_failure(pipeline, server, entry, now);
-	else if (msg->deferred)
-		outbox_store_deliver_deferred(pipeline->server_key, msg->id, now);
-}
-
-/* Let those go on that waited behind one of the n oldest messages. */
-static void
-outbox_pipeline_release(OutboxPipeline *pipeline, int n, TimestampTz now)
-{
-	List	   *keys = NIL;
-	ListCell   *lc;
-
-	for (int i = 0; i < n; i++)
-	{
-		OutboxEntry *entry = outbox_ledger_get(pipeline->ledger, i);
-
-		if (entry->key && entry->message->deferred &&
-			entry->outcome != OUTBOX_HELD)
-			keys = list_append_unique_ptr(keys, entry->key);
-	}
-	foreach(lc, keys)
-		outbox_store_release(pipeline->server_key,
-							 ((OutboxKey *) lfirst(lc))->name, now);
-	list_free(keys);
-}
-
 /* The transaction of a receipt over the n oldest messages. */
 static void
 outbox_pipeline_write_receipt(OutboxPipeline *pipeline,
 							  const OutboxServer *server, int n, bool clean)
 {
 	OutboxReceipt receipt = pipeline->receipt;
-	int			deferred = 0;
+	OutboxPlace due_floor;
 	TimestampTz next_due;
+	int			deferred;
 
 	receipt.receipt_no++;
 	receipt.settled_at = GetCurrentTimestamp();
@@ -725,21 +621,17 @@ outbox_pipeline_write_receipt(OutboxPipeline *pipeline,
 	receipt.clean = clean || !pipeline->may_have_sent;
 	if (!outbox_store_begin())
 		return;
-	for (int i = 0; i < n; i++)
-	{
-		OutboxEntry *entry = outbox_ledger_get(pipeline->ledger, i);
-
-		outbox_pipeline_settle_one(pipeline, server, &receipt, entry);
-		deferred += entry->message->deferred;
-	}
-	if (deferred > 0)
-		outbox_pipeline_release(pipeline, n, receipt.settled_at);
+	deferred = outbox_settlement_write(pipeline->ledger, n, server,
+									   pipeline->server_key, &receipt);
 	outbox_store_write_receipt(pipeline->server_key, &receipt);
-	next_due = outbox_store_next_due(pipeline->server_key);
+	due_floor = outbox_pipeline_due_floor(pipeline, deferred,
+										  receipt.settled_at);
+	next_due = outbox_store_next_due(pipeline->server_key, &due_floor);
 	outbox_store_commit();
 
 	pipeline->receipt = receipt;
 	pipeline->deferred -= deferred;
+	pipeline->due_floor = due_floor;
 	pipeline->next_due = next_due;
 	outbox_ledger_remove(pipeline->ledger, n);
 }
@@ -798,6 +690,7 @@ outbox_pipeline_look_for_due(OutboxPipeline *pipeline)
 {
 	if (pipeline->server_key != 0)
 		pipeline->next_due = GetCurrentTimestamp();
+	pipeline->due_floor.due_at = DT_NOBEGIN;
 }
 
 void

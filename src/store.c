@@ -27,10 +27,12 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/jsonb.h"
+#include "utils/lsyscache.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
@@ -82,6 +84,10 @@
 	"EXISTS (SELECT FROM amqp_outbox.dead_letter h" \
 	" WHERE h.server_key = m.server_key AND h.ordering_key = m.ordering_key" \
 	" AND h.holds_key AND h.id < m.id)))"
+
+/* Many deferrals, as parameters $3 to $7. */
+#define OUTBOX_DEFERRALS \
+	"unnest($3, $4, $5, $6, $7) AS u (message, due, doubt, code, words)"
 
 /* When row "m" is due if nothing were before it. */
 #define OUTBOX_DUE(due) \
@@ -150,7 +156,7 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 	},
 	[STATEMENT_READ] = {
 		"SELECT " OUTBOX_COLUMNS ", 0, id <= $4, NULL::timestamptz, "
-		OUTBOX_HAS_EARLIER("")
+		OUTBOX_HAS_EARLIER("") ", NULL::timestamptz"
 		" FROM amqp_outbox.outbox m"
 		" WHERE server_key = $1 AND id > $2 AND id < $3"
 		" ORDER BY server_key, id",
@@ -160,17 +166,18 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 	[STATEMENT_READ_DUE] = {
 		"SELECT " OUTBOX_COLUMNS ", attempts,"
 		" possible_duplicate OR due_at <= $3, first_attempt_at, "
-		OUTBOX_HAS_EARLIER(" AND e.due_at > m.due_at")
+		OUTBOX_HAS_EARLIER(" AND e.due_at > m.due_at") ", due_at"
 		" FROM amqp_outbox.deferred m"
-		" WHERE server_key = $1 AND due_at <= $2"
+		" WHERE server_key = $1 AND due_at <= $2 AND (due_at, id) >= ($4, $5)"
 		" ORDER BY server_key, due_at, id",
-		3, {INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID}
+		5, {INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID}
 	},
 	[STATEMENT_NEXT_DUE] = {
 		"SELECT due_at FROM amqp_outbox.deferred"
 		" WHERE server_key = $1 AND due_at < 'infinity'"
-		" ORDER BY server_key, due_at LIMIT 1",
-		1, {INT4OID}
+		" AND (due_at, id) >= ($2, $3)"
+		" ORDER BY server_key, due_at, id LIMIT 1",
+		3, {INT4OID, TIMESTAMPTZOID, INT8OID}
 	},
 	[STATEMENT_WRITE_RECEIPT] = {
 		"INSERT INTO amqp_outbox.receipt_%d (" OUTBOX_RECEIPT_COLUMNS ")"
@@ -181,19 +188,23 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 	[STATEMENT_DEFER] = {
 		"INSERT INTO amqp_outbox.deferred (" OUTBOX_COLUMNS ", due_at, "
 		OUTBOX_ATTEMPT_COLUMNS ")"
-		" SELECT " OUTBOX_COLUMNS ", " OUTBOX_DUE("$3") ", 1, $4, $4, $5, $6, $7"
-		" FROM amqp_outbox.outbox m WHERE server_key = $1 AND id = $2",
-		7, {INT4OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID,
-			INT4OID, TEXTOID}
+		" SELECT " OUTBOX_COLUMNS ", " OUTBOX_DUE("u.due") ", 1, $2, $2,"
+		" u.doubt, NULLIF(u.code, 0), u.words"
+		" FROM " OUTBOX_DEFERRALS " JOIN amqp_outbox.outbox m"
+		" ON m.server_key = $1 AND m.id = u.message",
+		7, {INT4OID, TIMESTAMPTZOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID,
+			BOOLARRAYOID, INT4ARRAYOID, TEXTARRAYOID}
 	},
 	[STATEMENT_DEFER_AGAIN] = {
-		"UPDATE amqp_outbox.deferred m SET due_at = " OUTBOX_DUE("$3")
+		"UPDATE amqp_outbox.deferred m SET due_at = " OUTBOX_DUE("u.due")
 		", attempts = attempts + 1,"
-		" first_attempt_at = COALESCE(first_attempt_at, $4),"
-		" last_attempt_at = $4, possible_duplicate = $5, reply_code = $6,"
-		" last_error = $7 WHERE server_key = $1 AND id = $2",
-		7, {INT4OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID,
-			INT4OID, TEXTOID}
+		" first_attempt_at = COALESCE(first_attempt_at, $2),"
+		" last_attempt_at = $2, possible_duplicate = u.doubt,"
+		" reply_code = NULLIF(u.code, 0), last_error = u.words"
+		" FROM " OUTBOX_DEFERRALS
+		" WHERE m.server_key = $1 AND m.id = u.message",
+		7, {INT4OID, TIMESTAMPTZOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID,
+			BOOLARRAYOID, INT4ARRAYOID, TEXTARRAYOID}
 	},
 	/* a message that was not sent, lest it overtake one of its key */
 	[STATEMENT_HOLD] = {
@@ -254,10 +265,10 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 	},
 	[STATEMENT_DELIVER_DEFERRED] = {
 		"WITH gone AS (DELETE FROM amqp_outbox.deferred"
-		" WHERE server_key = $1 AND id = $2 RETURNING attempts)"
+		" WHERE server_key = $1 AND id = ANY ($2) RETURNING id, attempts)"
 		" INSERT INTO amqp_outbox.late_%d (server_key, id, delivered_at, attempts)"
-		" SELECT $1, $2, $3, attempts + 1 FROM gone",
-		3, {INT4OID, INT8OID, TIMESTAMPTZOID}
+		" SELECT $1, id, $3, attempts + 1 FROM gone",
+		3, {INT4OID, INT8ARRAYOID, TIMESTAMPTZOID}
 	},
 	/* around a row that is damaged */
 	[STATEMENT_NEXT_ID] = {
@@ -349,6 +360,8 @@ outbox_store_pin_settings(void)
 		{"lock_timeout", "1s"},
 		{"idle_in_transaction_session_timeout", "0"},
 		{"session_replication_role", "origin"},
+		{"enable_hashjoin", "off"},
+		{"enable_mergejoin", "off"},
 		{"enable_seqscan", "off"},
 		{"enable_bitmapscan", "off"},
 		{"enable_sort", "off"},
@@ -594,10 +607,10 @@ outbox_store_form_message(HeapTuple tuple, TupleDesc tupdesc,
 	OutboxMessage *msg = palloc0(sizeof(OutboxMessage));
 	/*
 	 * and the attempts, whether it is a possible duplicate, the first attempt,
-	 * whether it is held
+	 * whether it is held, when it was due
 	 */
-	Datum		values[OUTBOX_NCOLUMNS + 4];
-	bool		isnull[OUTBOX_NCOLUMNS + 4];
+	Datum		values[OUTBOX_NCOLUMNS + 5];
+	bool		isnull[OUTBOX_NCOLUMNS + 5];
 	bytea	   *body;
 
 	heap_deform_tuple(tuple, tupdesc, values, isnull);
@@ -607,6 +620,8 @@ outbox_store_form_message(HeapTuple tuple, TupleDesc tupdesc,
 	msg->first_attempt_at = isnull[OUTBOX_NCOLUMNS + 2] ? 0 :
 		DatumGetTimestampTz(values[OUTBOX_NCOLUMNS + 2]);
 	msg->held = DatumGetBool(values[OUTBOX_NCOLUMNS + 3]);
+	msg->due_at = isnull[OUTBOX_NCOLUMNS + 4] ? 0 :
+		DatumGetTimestampTz(values[OUTBOX_NCOLUMNS + 4]);
 	msg->ordering_key = outbox_store_get_text(values, isnull,
 											  OUTBOX_COL_ORDERING_KEY);
 	msg->message_id = outbox_store_get_text(values, isnull,
@@ -694,16 +709,19 @@ outbox_store_read(MemoryContext context, int32 server_key, int64 after,
 
 int
 outbox_store_read_due(MemoryContext context, int32 server_key,
-					  TimestampTz now, int max_rows, Size max_bytes,
+					  const OutboxPlace *from, TimestampTz now, int max_rows,
+					  Size max_bytes,
 					  const OutboxServer *server, const OutboxDoubt *doubt,
 					  OutboxMessage **messages)
 {
-	Datum		values[3];
+	Datum		values[5];
 	int			n;
 
 	values[0] = Int32GetDatum(server_key);
 	values[1] = TimestampTzGetDatum(now);
 	values[2] = TimestampTzGetDatum(doubt->due_at);
+	values[3] = TimestampTzGetDatum(from->due_at);
+	values[4] = Int64GetDatum(from->id);
 	outbox_store_execute(STATEMENT_READ_DUE, values, NULL, SPI_OK_SELECT,
 						 max_rows);
 	n = outbox_store_form_messages(context, max_bytes, server, true, messages);
@@ -739,11 +757,13 @@ outbox_store_next_due_id(int32 server_key, TimestampTz now)
 }
 
 TimestampTz
-outbox_store_next_due(int32 server_key)
+outbox_store_next_due(int32 server_key, const OutboxPlace *from)
 {
-	Datum		values[1];
+	Datum		values[3];
 
 	values[0] = Int32GetDatum(server_key);
+	values[1] = TimestampTzGetDatum(from->due_at);
+	values[2] = Int64GetDatum(from->id);
 	if (outbox_store_execute(STATEMENT_NEXT_DUE, values, NULL, SPI_OK_SELECT,
 							 1) == 0)
 		return 0;
@@ -792,19 +812,65 @@ outbox_store_foreign_text(const char *utf8)
 	return CStringGetTextDatum(copy);
 }
 
-/* The statements that defer and those that bury differ in parameters. */
-static void
-outbox_store_write_deferral(OutboxStatementId statement, int expected,
-							int32 server_key, const OutboxDeferral *deferral)
+/* An array of n datums of a type that is 8 bytes long, or 4, or 1. */
+static Datum
+outbox_store_array(Datum *datums, int n, Oid type)
+{
+	int16		len;
+	bool		byval;
+	char		align;
+
+	get_typlenbyvalalign(type, &len, &byval, &align);
+	return PointerGetDatum(construct_array(datums, n, type, len, byval,
+										   align));
+}
+
+void
+outbox_store_defer(int32 server_key, const OutboxDeferral *deferrals, int n,
+				   bool again)
+{
+	Datum		values[7];
+	Datum	   *columns[5];
+	uint64		written;
+
+	if (n == 0)
+		return;
+	for (int c = 0; c < (int) lengthof(columns); c++)
+		columns[c] = palloc(n * sizeof(Datum));
+	for (int i = 0; i < n; i++)
+	{
+		columns[0][i] = Int64GetDatum(deferrals[i].id);
+		columns[1][i] = TimestampTzGetDatum(deferrals[i].due_at);
+		columns[2][i] = BoolGetDatum(deferrals[i].possible_duplicate);
+		columns[3][i] = Int32GetDatum(deferrals[i].reply_code);
+		columns[4][i] = outbox_store_foreign_text(deferrals[i].words);
+	}
+	values[0] = Int32GetDatum(server_key);
+	values[1] = TimestampTzGetDatum(deferrals[0].attempted_at);
+	values[2] = outbox_store_array(columns[0], n, INT8OID);
+	values[3] = outbox_store_array(columns[1], n, TIMESTAMPTZOID);
+	values[4] = outbox_store_array(columns[2], n, BOOLOID);
+	values[5] = outbox_store_array(columns[3], n, INT4OID);
+	values[6] = outbox_store_array(columns[4], n, TEXTOID);
+	written = again ?
+		outbox_store_execute(STATEMENT_DEFER_AGAIN, values, NULL,
+							 SPI_OK_UPDATE, 0) :
+		outbox_store_execute(STATEMENT_DEFER, values, NULL, SPI_OK_INSERT, 0);
+	if (written != (uint64) n)
+		elog(WARNING, "of %d messages to be deferred " UINT64_FORMAT " are there",
+			 n, written);
+}
+
+void
+outbox_store_bury(int32 server_key, const OutboxDeferral *deferral,
+				  bool deferred)
 {
 	Datum		values[8];
 	char		nulls[8] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
 
 	values[0] = Int32GetDatum(server_key);
 	values[1] = Int64GetDatum(deferral->id);
-	values[2] = deferral->due_at != 0 ?
-		TimestampTzGetDatum(deferral->due_at) :
-		CStringGetTextDatum(outbox_reason_name(deferral->reason));
+	values[2] = CStringGetTextDatum(outbox_reason_name(deferral->reason));
 	values[3] = TimestampTzGetDatum(deferral->attempted_at);
 	values[4] = BoolGetDatum(deferral->possible_duplicate);
 	values[5] = Int32GetDatum(deferral->reply_code);
@@ -812,28 +878,11 @@ outbox_store_write_deferral(OutboxStatementId statement, int expected,
 		nulls[5] = 'n';
 	values[6] = outbox_store_foreign_text(deferral->words);
 	values[7] = BoolGetDatum(deferral->holds_key);
-	if (outbox_store_execute(statement, values, nulls, expected, 0) != 1)
-		elog(WARNING, "message " INT64_FORMAT " to be deferred is not there",
+	if (outbox_store_execute(deferred ? STATEMENT_BURY_DEFERRED :
+							 STATEMENT_BURY, values, nulls, SPI_OK_INSERT,
+							 0) != 1)
+		elog(WARNING, "message " INT64_FORMAT " to be buried is not there",
 			 deferral->id);
-}
-
-void
-outbox_store_defer(int32 server_key, const OutboxDeferral *deferral)
-{
-	outbox_store_write_deferral(deferral->due_at != 0 ?
-								STATEMENT_DEFER : STATEMENT_BURY,
-								SPI_OK_INSERT, server_key, deferral);
-}
-
-void
-outbox_store_defer_again(int32 server_key, const OutboxDeferral *deferral)
-{
-	if (deferral->due_at != 0)
-		outbox_store_write_deferral(STATEMENT_DEFER_AGAIN, SPI_OK_UPDATE,
-									server_key, deferral);
-	else
-		outbox_store_write_deferral(STATEMENT_BURY_DEFERRED, SPI_OK_INSERT,
-									server_key, deferral);
 }
 
 /* Text that the database gave us. */
@@ -946,12 +995,19 @@ outbox_store_release_orphans(int32 server_key, TimestampTz now)
 }
 
 void
-outbox_store_deliver_deferred(int32 server_key, int64 id, TimestampTz now)
+outbox_store_deliver_deferred(int32 server_key, const int64 *ids, int n,
+							  TimestampTz now)
 {
 	Datum		values[3];
+	Datum	   *datums;
 
+	if (n == 0)
+		return;
+	datums = palloc(n * sizeof(Datum));
+	for (int i = 0; i < n; i++)
+		datums[i] = Int64GetDatum(ids[i]);
 	values[0] = Int32GetDatum(server_key);
-	values[1] = Int64GetDatum(id);
+	values[1] = outbox_store_array(datums, n, INT8OID);
 	values[2] = TimestampTzGetDatum(now);
 	outbox_store_append(STATEMENT_DELIVER_DEFERRED, values);
 }

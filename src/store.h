@@ -47,6 +47,13 @@ typedef struct OutboxDoubt
 	TimestampTz due_at;
 } OutboxDoubt;
 
+/* A place in the order in which deferred messages are due. */
+typedef struct OutboxPlace
+{
+	TimestampTz due_at;
+	int64		id;
+} OutboxPlace;
+
 typedef enum OutboxIdentity
 {
 	OUTBOX_IDENTITY_OWN,
@@ -91,9 +98,10 @@ extern int	outbox_store_read(MemoryContext context, int32 server_key,
 							  const OutboxDoubt *doubt,
 							  OutboxMessage **messages, bool *complete);
 
-/* The same for deferred messages that are due. */
+/* The same for deferred messages that are due, from a place on. */
 extern int	outbox_store_read_due(MemoryContext context, int32 server_key,
-								  TimestampTz now, int max_rows,
+								  const OutboxPlace *from, TimestampTz now,
+								  int max_rows,
 								  Size max_bytes, const OutboxServer *server,
 								  const OutboxDoubt *doubt,
 								  OutboxMessage **messages);
@@ -105,18 +113,24 @@ extern int	outbox_store_read_due(MemoryContext context, int32 server_key,
 extern int64 outbox_store_next_id(int32 server_key, int64 after, int64 before);
 extern int64 outbox_store_next_due_id(int32 server_key, TimestampTz now);
 
-/* When the next deferred message is due; 0 if there is none. */
-extern TimestampTz outbox_store_next_due(int32 server_key);
+/* When the next deferred message is due, from a place on; 0 if none is. */
+extern TimestampTz outbox_store_next_due(int32 server_key,
+										 const OutboxPlace *from);
 
 extern void outbox_store_write_receipt(int32 server_key,
 									   const OutboxReceipt *receipt);
 
 /*
- * A message of the outbox failed: it is tried again by a clock of its own, or
- * becomes a dead letter.
+ * Messages of the outbox, or deferred ones, failed and are tried again.  One
+ * with an ordering key must be the only one.
  */
 extern void outbox_store_defer(int32 server_key,
-							   const OutboxDeferral *deferral);
+							   const OutboxDeferral *deferrals, int n,
+							   bool again);
+
+/* A message of the outbox, or a deferred one, is a dead letter. */
+extern void outbox_store_bury(int32 server_key, const OutboxDeferral *deferral,
+							  bool deferred);
 
 /*
  * A message was not sent because an earlier one of its ordering key is not
@@ -151,11 +165,9 @@ extern void outbox_store_bury_unreadable(int32 server_key, int64 id,
 										 bool deferred, const char *words,
 										 TimestampTz now);
 
-/* A deferred message failed again, or was delivered. */
-extern void outbox_store_defer_again(int32 server_key,
-									 const OutboxDeferral *deferral);
-extern void outbox_store_deliver_deferred(int32 server_key, int64 id,
-										  TimestampTz now);
+/* Deferred messages were delivered. */
+extern void outbox_store_deliver_deferred(int32 server_key, const int64 *ids,
+										  int n, TimestampTz now);
 
 /*
  * Whether every message in a leaf of the outbox is settled, and since when

@@ -218,5 +218,38 @@ $broker->thaw;
 wait_settled($node, 'postgres');
 is(taken(), join(' ', map { "f$_" } 0 .. 5000), 'pipelined, and in order');
 
+#
+# A stop while one waits for another of its key: what follows it was delivered,
+# and no receipt can say so; it comes again, and must say that.
+#
+
+$node->append_conf('postgresql.conf', 'amqp_outbox.drain_timeout = 60s');
+$node->restart;
+wait_state($node, 'postgres', 'mes', 'connected');
+$broker->freeze;
+publish([ 'w', 'good', 'w1' ], [ 'w', 'good', 'w2' ],
+	map { [ undef, 'good', "y$_" ] } 1 .. 50);
+wait_for($node, 'postgres',
+	'SELECT in_flight = 51 FROM amqp_outbox.server_status', 'w2 waits for w1');
+$node->append_conf('postgresql.conf', 'amqp_outbox.enabled = off');
+$node->reload;
+wait_state($node, 'postgres', 'mes', 'draining');
+$broker->thaw;
+wait_for($node, 'postgres',
+	"SELECT count(*) = 0 FROM pg_stat_activity
+		WHERE backend_type = 'amqp_outbox worker'");
+$node->append_conf('postgresql.conf', 'amqp_outbox.enabled = on');
+$node->reload;
+wait_settled($node, 'postgres');
+%times = %unmarked = ();
+foreach my $arrival (@{ $broker->received_marked('q') })
+{
+	$times{ $arrival->[1] }++;
+	$unmarked{ $arrival->[1] } += !$arrival->[2];
+}
+is(scalar(grep { /^y/ && $times{$_} == 2 } keys %times),
+	50, 'what was delivered behind it comes again');
+is(scalar(grep { $unmarked{$_} > 1 } keys %times), 0, 'marked');
+
 finish_node($node);
 done_testing();

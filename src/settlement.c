@@ -1,0 +1,247 @@
+/*-------------------------------------------------------------------------
+ *
+ * settlement.c
+ *	  What becomes of messages that have an outcome.
+ *
+ * Delivered messages of the outbox need no word of their own: the receipt says
+ * it.  One that failed is tried again by a clock of its own, or becomes a dead
+ * letter; one that was held back goes behind the one that it waits for.
+ *
+ * An exchange that is missing may make a hundred thousand messages fail beside
+ * as many that do not.  So what can be written for many messages by one
+ * statement is collected.  Messages with an ordering key that failed are not:
+ * what is written for one depends on what was written for those before it.
+ *
+ * Runs in the worker, in the transaction of the receipt.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "common/pg_prng.h"
+#include "nodes/pg_list.h"
+#include "utils/timestamp.h"
+
+#include "settlement.h"
+
+/* Backoff of a deferred message: doubles from the first to the last. */
+#define OUTBOX_BACKOFF_FIRST_MS INT64CONST(1000)
+#define OUTBOX_BACKOFF_LAST_MS	(5 * 60 * 1000)
+
+typedef struct OutboxSettlement
+{
+	const OutboxServer *server;
+	int32		server_key;
+	OutboxReceipt *receipt;
+	TimestampTz now;
+
+	/* collected */
+	int			nfirst;
+	OutboxDeferral *first;		/* of the outbox, to be tried again */
+	int			nagain;
+	OutboxDeferral *again;		/* deferred ones, to be tried again */
+	int			ndelivered;
+	int64	   *delivered;		/* deferred ones */
+} OutboxSettlement;
+
+/* Twice the pause of the attempt before, and a fifth more or less. */
+static TimestampTz
+outbox_settlement_backoff(int attempts, TimestampTz now)
+{
+	double		ms = Min(OUTBOX_BACKOFF_FIRST_MS << Min(attempts, 20),
+						 OUTBOX_BACKOFF_LAST_MS);
+
+	ms *= 0.8 + 0.4 * pg_prng_double(&pg_global_prng_state);
+	return now + (TimestampTz) (ms * 1000);
+}
+
+/* When a failed message is tried again; 0: not any more. */
+static TimestampTz
+outbox_settlement_next_attempt(const OutboxServer *server,
+							   const OutboxEntry *entry, TimestampTz now)
+{
+	const OutboxMessage *msg = entry->message;
+
+	if (outbox_reason_is_final(entry->reason) ||
+		msg->attempts + 1 >= server->max_attempts ||
+		(entry->outcome == OUTBOX_RETURNED &&
+		 server->unroutable == OUTBOX_UNROUTABLE_DEAD_LETTER) ||
+		(server->max_age > 0 && msg->first_attempt_at != 0 &&
+		 TimestampDifferenceExceeds(msg->first_attempt_at, now,
+									Min(server->max_age, INT_MAX / 1000) * 1000)))
+		return 0;
+	return Max(outbox_settlement_backoff(msg->attempts, now),
+			   entry->not_before);
+}
+
+static void
+outbox_settlement_bury(OutboxSettlement *settlement, const OutboxEntry *entry,
+					   const OutboxDeferral *deferral)
+{
+	const OutboxMessage *msg = entry->message;
+
+	outbox_store_bury(settlement->server_key, deferral, msg->deferred);
+	ereport(LOG,
+			(errmsg("message \"%s\" to server \"%s\" is a dead letter: %s",
+					msg->message_id, settlement->server->name,
+					outbox_reason_name(entry->reason)),
+			 errdetail_internal("%s", entry->words)));
+}
+
+/* Write down that one attempt failed. */
+static void
+outbox_settlement_failure(OutboxSettlement *settlement,
+						  const OutboxEntry *entry)
+{
+	const OutboxMessage *msg = entry->message;
+	OutboxDeferral deferral = {
+		.id = msg->id,
+		.due_at = outbox_settlement_next_attempt(settlement->server, entry,
+												 settlement->now),
+		.attempted_at = settlement->now,
+		.reason = entry->reason,
+		.possible_duplicate = msg->possible_duplicate || entry->doubtful,
+		.reply_code = entry->reply_code,
+		.words = entry->words,
+		.holds_key = settlement->server->dead_letter_holds_key
+	};
+
+	if (deferral.due_at == 0)
+		outbox_settlement_bury(settlement, entry, &deferral);
+	else if (msg->ordering_key == NULL && !msg->deferred)
+		settlement->first[settlement->nfirst++] = deferral;
+	else if (msg->ordering_key == NULL)
+		settlement->again[settlement->nagain++] = deferral;
+	else
+	{
+		outbox_store_defer(settlement->server_key, &deferral, 1,
+						   msg->deferred);
+		if (msg->deferred)
+			outbox_store_hold_behind(settlement->server_key, msg,
+									 settlement->now);
+	}
+}
+
+static void
+outbox_settlement_unreadable(OutboxSettlement *settlement,
+							 const OutboxMessage *msg)
+{
+	outbox_store_bury_unreadable(settlement->server_key, msg->id,
+								 msg->deferred, msg->unreadable,
+								 settlement->now);
+	ereport(LOG,
+			(errmsg("message " INT64_FORMAT " to server \"%s\" is a dead letter, because it cannot be read",
+					msg->id, settlement->server->name),
+			 errdetail_internal("%s", msg->unreadable)));
+}
+
+/* Count one outcome; true if it means that the message is delivered. */
+static bool
+outbox_settlement_count(OutboxSettlement *settlement, const OutboxEntry *entry)
+{
+	OutboxReceipt *receipt = settlement->receipt;
+
+	switch (entry->outcome)
+	{
+		case OUTBOX_DELIVERED:
+			receipt->delivered++;
+			return true;
+		case OUTBOX_RETURNED:
+			receipt->returned++;
+			if (settlement->server->unroutable != OUTBOX_UNROUTABLE_ACCEPT)
+				return false;
+			receipt->accepted++;
+			return true;
+		case OUTBOX_REJECTED:
+			receipt->rejected++;
+			return false;
+		case OUTBOX_HELD:
+			return false;
+		case OUTBOX_OPEN:
+			break;
+	}
+	elog(ERROR, "message " INT64_FORMAT " has no outcome", entry->message->id);
+}
+
+static void
+outbox_settlement_one(OutboxSettlement *settlement, const OutboxEntry *entry)
+{
+	const OutboxMessage *msg = entry->message;
+	bool		delivered = outbox_settlement_count(settlement, entry);
+
+	if (!msg->deferred)
+		settlement->receipt->through_id = msg->id;
+
+	if (delivered && msg->deferred)
+		settlement->delivered[settlement->ndelivered++] = msg->id;
+	else if (entry->outcome == OUTBOX_HELD)
+		outbox_store_hold(settlement->server_key, msg,
+						  msg->possible_duplicate || entry->doubtful,
+						  settlement->now);
+	else if (msg->unreadable)
+		outbox_settlement_unreadable(settlement, msg);
+	else if (!delivered)
+		outbox_settlement_failure(settlement, entry);
+}
+
+/* Let those go on that waited behind one of the n oldest messages. */
+static void
+outbox_settlement_release(OutboxSettlement *settlement, OutboxLedger *ledger,
+						  int n)
+{
+	List	   *keys = NIL;
+	ListCell   *lc;
+
+	for (int i = 0; i < n; i++)
+	{
+		OutboxEntry *entry = outbox_ledger_get(ledger, i);
+
+		if (entry->key && entry->message->deferred &&
+			entry->outcome != OUTBOX_HELD)
+			keys = list_append_unique_ptr(keys, entry->key);
+	}
+	foreach(lc, keys)
+		outbox_store_release(settlement->server_key,
+							 ((OutboxKey *) lfirst(lc))->name,
+							 settlement->now);
+	list_free(keys);
+}
+
+int
+outbox_settlement_write(OutboxLedger *ledger, int n,
+						const OutboxServer *server, int32 server_key,
+						OutboxReceipt *receipt)
+{
+	OutboxSettlement settlement = {
+		.server = server,
+		.server_key = server_key,
+		.receipt = receipt,
+		.now = receipt->settled_at
+	};
+	int			deferred = 0;
+
+	if (n == 0)
+		return 0;
+	settlement.first = palloc(n * sizeof(OutboxDeferral));
+	settlement.again = palloc(n * sizeof(OutboxDeferral));
+	settlement.delivered = palloc(n * sizeof(int64));
+	for (int i = 0; i < n; i++)
+	{
+		OutboxEntry *entry = outbox_ledger_get(ledger, i);
+
+		outbox_settlement_one(&settlement, entry);
+		deferred += entry->message->deferred;
+	}
+	outbox_store_defer(server_key, settlement.first, settlement.nfirst, false);
+	outbox_store_defer(server_key, settlement.again, settlement.nagain, true);
+	outbox_store_deliver_deferred(server_key, settlement.delivered,
+								  settlement.ndelivered, settlement.now);
+	if (deferred > 0)
+		outbox_settlement_release(&settlement, ledger, n);
+	pfree(settlement.first);
+	pfree(settlement.again);
+	pfree(settlement.delivered);
+	return deferred;
+}

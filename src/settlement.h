@@ -1,0 +1,25 @@
+/*-------------------------------------------------------------------------
+ *
+ * settlement.h
+ *	  What becomes of messages that have an outcome.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OUTBOX_SETTLEMENT_H
+#define OUTBOX_SETTLEMENT_H
+
+#include "ledger.h"
+#include "option.h"
+#include "store.h"
+
+/*
+ * In a transaction of the store: write down what became of the n oldest
+ * messages of the ledger, except the receipt itself, which is brought up to
+ * date.  Returns how many of them were deferred ones.
+ */
+extern int	outbox_settlement_write(OutboxLedger *ledger, int n,
+									const OutboxServer *server,
+									int32 server_key,
+									OutboxReceipt *receipt);
+
+#endif							/* OUTBOX_SETTLEMENT_H */
