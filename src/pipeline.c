@@ -360,7 +360,7 @@ static bool
 outbox_pipeline_has_due(const OutboxPipeline *pipeline, TimestampTz now)
 {
 	return pipeline->deferred == 0 && pipeline->next_due != 0 &&
-		pipeline->next_due <= now;
+		pipeline->next_due <= now && outbox_ledger_room(pipeline->ledger) > 0;
 }
 
 bool

@@ -475,6 +475,7 @@ outbox_store_execute_leaf(OutboxStatementId id, int leaf, Datum *values,
 {
 	int			result;
 
+	Assert(max_rows > 0 || expected != SPI_OK_SELECT);	/* 0: no limit */
 	if (plans[id][leaf] == NULL)
 		plans[id][leaf] = outbox_store_prepare(&statements[id], leaf);
 	result = SPI_execute_plan(plans[id][leaf], values, nulls, read_only,
