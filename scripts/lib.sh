@@ -271,6 +271,18 @@ go_inside()
 	exit $status
 }
 
+# rescue_result: for bring_out: what a run inside put into result, because
+# something failed there, outlives the directory
+rescue_result()
+{
+	local to
+
+	[ -n "$(ls "$WORK/result" 2>/dev/null)" ] || return
+	to=$(mktemp -d "${TMPDIR:-/tmp}/amqp_outbox_result.XXXXXX") &&
+		cp -r --no-preserve=ownership "$WORK"/result/. "$to" &&
+		say "Ledgers and logs are in $to; remove it when done."
+}
+
 # keep_running: from inside: leave everything there when the script ends
 keep_running()
 {

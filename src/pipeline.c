@@ -48,7 +48,7 @@
 #define OUTBOX_READ_ROWS		1024
 #define OUTBOX_READ_MIN_ROOM	512
 
-/* Deferred messages of one batch. */
+/* Deferred messages of one batch; less than OUTBOX_READ_MIN_ROOM. */
 #define OUTBOX_DUE_ROWS			256
 
 /* Bytes queued in the transport beyond which nothing is added. */
@@ -360,7 +360,7 @@ static bool
 outbox_pipeline_has_due(const OutboxPipeline *pipeline, TimestampTz now)
 {
 	return pipeline->deferred == 0 && pipeline->next_due != 0 &&
-		pipeline->next_due <= now && outbox_ledger_room(pipeline->ledger) > 0;
+		pipeline->next_due <= now;
 }
 
 bool
@@ -403,12 +403,16 @@ outbox_pipeline_read(OutboxPipeline *pipeline, const OutboxServer *server)
 		result = outbox_pipeline_open(pipeline);
 	outbox_option_message_defaults(server->serverid, &current.persistent,
 								   &current.mandatory);
-	if (pipeline->server_key != 0 && horizon > pipeline->read_through + 1)
-		outbox_pipeline_read_outbox(pipeline, horizon, &current);
 	if (pipeline->server_key != 0 && pipeline->orphans)
 		outbox_store_release_orphans(pipeline->server_key, now);
+	/*
+	 * First, because a backlog in the outbox takes all the room there is; what
+	 * is due never does.
+	 */
 	if (pipeline->server_key != 0 && outbox_pipeline_has_due(pipeline, now))
 		outbox_pipeline_read_due(pipeline, now, &current);
+	if (pipeline->server_key != 0 && horizon > pipeline->read_through + 1)
+		outbox_pipeline_read_outbox(pipeline, horizon, &current);
 	outbox_store_commit();
 
 	if (pipeline->server_key != 0)
@@ -622,7 +626,8 @@ outbox_pipeline_write_receipt(OutboxPipeline *pipeline,
 	if (!outbox_store_begin())
 		return;
 	deferred = outbox_settlement_write(pipeline->ledger, n, server,
-									   pipeline->server_key, &receipt);
+									   pipeline->server_key,
+									   &pipeline->doubt, &receipt);
 	outbox_store_write_receipt(pipeline->server_key, &receipt);
 	due_floor = outbox_pipeline_due_floor(pipeline, deferred,
 										  receipt.settled_at);

@@ -34,6 +34,7 @@ typedef struct OutboxSettlement
 {
 	const OutboxServer *server;
 	int32		server_key;
+	const OutboxDoubt *doubt;
 	OutboxReceipt *receipt;
 	TimestampTz now;
 
@@ -120,7 +121,7 @@ outbox_settlement_failure(OutboxSettlement *settlement,
 						   msg->deferred);
 		if (msg->deferred)
 			outbox_store_hold_behind(settlement->server_key, msg,
-									 settlement->now);
+									 settlement->doubt, settlement->now);
 	}
 }
 
@@ -212,11 +213,12 @@ outbox_settlement_release(OutboxSettlement *settlement, OutboxLedger *ledger,
 int
 outbox_settlement_write(OutboxLedger *ledger, int n,
 						const OutboxServer *server, int32 server_key,
-						OutboxReceipt *receipt)
+						const OutboxDoubt *doubt, OutboxReceipt *receipt)
 {
 	OutboxSettlement settlement = {
 		.server = server,
 		.server_key = server_key,
+		.doubt = doubt,
 		.receipt = receipt,
 		.now = receipt->settled_at
 	};

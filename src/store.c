@@ -221,10 +221,11 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 	},
 	/* those of the key that were to follow message $2 at once */
 	[STATEMENT_HOLD_BEHIND] = {
-		"UPDATE amqp_outbox.deferred SET due_at = 'infinity'"
+		"UPDATE amqp_outbox.deferred SET due_at = 'infinity',"
+		" possible_duplicate = possible_duplicate OR due_at <= $5"
 		" WHERE server_key = $1 AND id > $2 AND ordering_key = $3"
 		" AND due_at <= $4",
-		4, {INT4OID, INT8OID, TEXTOID, TIMESTAMPTZOID}
+		5, {INT4OID, INT8OID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID}
 	},
 	/* the next ones of a key, if nothing of it is on its way before them */
 	[STATEMENT_RELEASE] = {
@@ -961,14 +962,15 @@ outbox_store_key(const char *utf8)
 
 void
 outbox_store_hold_behind(int32 server_key, const OutboxMessage *msg,
-						 TimestampTz now)
+						 const OutboxDoubt *doubt, TimestampTz now)
 {
-	Datum		values[4];
+	Datum		values[5];
 
 	values[0] = Int32GetDatum(server_key);
 	values[1] = Int64GetDatum(msg->id);
 	values[2] = outbox_store_key(msg->ordering_key);
 	values[3] = TimestampTzGetDatum(now);
+	values[4] = TimestampTzGetDatum(doubt->due_at);
 	outbox_store_execute(STATEMENT_HOLD_BEHIND, values, NULL, SPI_OK_UPDATE, 0);
 }
 

@@ -142,10 +142,11 @@ extern void outbox_store_hold(int32 server_key, const OutboxMessage *msg,
 
 /*
  * A deferred message with a key failed: those of its key that were to follow
- * it at once are put behind it.
+ * it at once are put behind it.  A former worker may have sent them.
  */
 extern void outbox_store_hold_behind(int32 server_key,
 									 const OutboxMessage *msg,
+									 const OutboxDoubt *doubt,
 									 TimestampTz now);
 
 /*

@@ -12,6 +12,7 @@
  *	  declare-exchange NAME TYPE
  *	  declare-queue NAME         durable; --type quorum|stream, --arg ...
  *	  bind QUEUE EXCHANGE KEY
+ *	  unbind QUEUE EXCHANGE KEY
  *	  delete-queue NAME
  *	  delete-exchange NAME
  *	  purge QUEUE
@@ -623,6 +624,15 @@ bind_queue(char **args)
 }
 
 static void
+unbind_queue(char **args)
+{
+	amqp_queue_unbind(conn, CHANNEL, amqp_cstring_bytes(args[0]),
+					  amqp_cstring_bytes(args[1]), amqp_cstring_bytes(args[2]),
+					  argument_table());
+	check_reply(args[0], amqp_get_rpc_reply(conn));
+}
+
+static void
 delete_queue(char **args)
 {
 	amqp_queue_delete(conn, CHANNEL, amqp_cstring_bytes(args[0]), 0, 0);
@@ -835,6 +845,7 @@ static const struct
 	{"declare-exchange", 2, 2, declare_exchange},
 	{"declare-queue", 1, 1, declare_queue},
 	{"bind", 3, 3, bind_queue},
+	{"unbind", 3, 3, unbind_queue},
 	{"delete-queue", 1, 1, delete_queue},
 	{"delete-exchange", 1, 1, delete_exchange},
 	{"purge", 1, 1, purge_queue},
