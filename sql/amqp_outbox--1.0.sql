@@ -32,7 +32,8 @@ COMMENT ON FOREIGN DATA WRAPPER amqp_outbox IS
 --
 CREATE TABLE amqp_outbox.identity (
 	system_identifier bigint NOT NULL,
-	database_oid oid NOT NULL
+	database_oid oid NOT NULL,
+	adopted boolean NOT NULL
 );
 COMMENT ON TABLE amqp_outbox.identity IS
 'the cluster and database that these tables belong to; a copy elsewhere does not publish before it is adopted';

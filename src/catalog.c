@@ -35,7 +35,7 @@
 #define Anum_server_key_server_key	1
 #define Anum_server_key_server		2
 #define Natts_server_key			2
-#define Natts_identity				2
+#define Natts_identity				3
 
 typedef struct OutboxKeyEntry
 {
@@ -290,7 +290,7 @@ outbox_catalog_rename_server(const char *old_name, const char *new_name)
  */
 
 static void
-outbox_catalog_insert_identity(Relation rel)
+outbox_catalog_insert_identity(Relation rel, bool adopted)
 {
 	Datum		values[Natts_identity];
 	bool		nulls[Natts_identity] = {false};
@@ -298,6 +298,7 @@ outbox_catalog_insert_identity(Relation rel)
 
 	values[0] = Int64GetDatum(outbox_catalog_system_identifier());
 	values[1] = ObjectIdGetDatum(MyDatabaseId);
+	values[2] = BoolGetDatum(adopted);
 	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
 	CatalogTupleInsert(rel, tuple);
 	heap_freetuple(tuple);
@@ -325,7 +326,7 @@ outbox_catalog_claim_identity(void)
 	if (present)
 		identity_seen_relid = relid;
 	else
-		outbox_catalog_insert_identity(rel);
+		outbox_catalog_insert_identity(rel, false);
 	table_close(rel, NoLock);
 }
 
@@ -341,7 +342,7 @@ outbox_catalog_adopt(void)
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 		CatalogTupleDelete(rel, &tuple->t_self);
 	systable_endscan(scan);
-	outbox_catalog_insert_identity(rel);
+	outbox_catalog_insert_identity(rel, true);
 	table_close(rel, NoLock);
 }
 
@@ -447,13 +448,13 @@ outbox_catalog_has_undelivered(const char *server_name)
 }
 
 static List *
-outbox_catalog_server_keys(void)
+outbox_catalog_server_keys(Snapshot snapshot)
 {
 	List	   *server_keys = NIL;
 	Relation	rel = table_open(outbox_catalog_relid("server_key"),
 								 AccessShareLock);
-	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0,
-										  NULL);
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, snapshot,
+										  0, NULL);
 	HeapTuple	tuple;
 	bool		isnull;
 
@@ -471,7 +472,7 @@ outbox_catalog_server_keys(void)
 int
 outbox_catalog_server_count(void)
 {
-	List	   *server_keys = outbox_catalog_server_keys();
+	List	   *server_keys = outbox_catalog_server_keys(NULL);
 	int			n = list_length(server_keys);
 
 	list_free(server_keys);
@@ -479,13 +480,14 @@ outbox_catalog_server_count(void)
 }
 
 /*
- * Any row counts, also one of a prepared transaction.  A receipt may stand in
+ * Any row counts, also one of a prepared transaction, of a server whose key
+ * that transaction made.  A receipt may stand in
  * a later leaf than the message that it settles, but not in an earlier one.
  */
 int64
 outbox_catalog_next_id(int *leaf)
 {
-	List	   *server_keys = outbox_catalog_server_keys();
+	List	   *server_keys = outbox_catalog_server_keys(SnapshotAny);
 	int64		largest = 0;
 	int			ignored;
 

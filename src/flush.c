@@ -80,7 +80,7 @@ outbox_flush_seed_counter(Oid outbox_relid)
 	if (outbox_horizon_is_seeded(outbox_relid))
 		return;
 	next_id = outbox_catalog_next_id(&leaf);
-	outbox_horizon_seed(outbox_relid, next_id, leaf);
+	outbox_horizon_seed(outbox_relid, next_id, outbox_leaf_guess(leaf));
 }
 
 /* Stable keys of the servers, except those that were dropped meanwhile. */
@@ -90,14 +90,19 @@ outbox_flush_map_servers(OutboxFlush *flush, List *servers)
 	ListCell   *lc;
 
 	flush->servers = palloc(list_length(servers) * sizeof(OutboxFlushServer));
+
+	/*
+	 * No DROP or RENAME between this look and the end of our commit.  All
+	 * before the first key, which may need a lock that a RENAME has.
+	 */
+	foreach(lc, servers)
+		LockDatabaseObject(ForeignServerRelationId, lfirst_oid(lc), 0,
+						   AccessShareLock);
 	foreach(lc, servers)
 	{
 		OutboxFlushServer *map = &flush->servers[flush->nservers];
 		NameData	name;
 
-		/* no DROP or RENAME between this look and the end of our commit */
-		LockDatabaseObject(ForeignServerRelationId, lfirst_oid(lc), 0,
-						   AccessShareLock);
 		if (!outbox_server_get_name(lfirst_oid(lc), &name))
 			continue;
 		map->serverid = lfirst_oid(lc);
@@ -124,7 +129,7 @@ outbox_flush_server_key(OutboxFlush *flush, Oid serverid)
 /*
  * The first message ever to a server needs a key for it, and whoever makes one
  * keeps others waiting until its transaction ends.  A prepared transaction may
- * take its time, so let the server's worker make it.
+ * take its time, so the server's worker makes it.
  */
 static void
 outbox_flush_await_keys(List *servers)
@@ -147,6 +152,14 @@ outbox_flush_await_keys(List *servers)
 			ResetLatch(MyLatch);
 			CHECK_FOR_INTERRUPTS();
 		}
+		if (outbox_server_get_name(lfirst_oid(lc), &name) &&
+			!outbox_catalog_has_server_key(&name))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("cannot prepare a transaction with the first messages to server \"%s\"",
+							NameStr(name)),
+					 errdetail("No worker of the server was there to prepare for them."),
+					 errhint("Publish to it in an ordinary transaction once, or wait until amqp_outbox.server_status shows its worker.")));
 	}
 }
 

@@ -93,14 +93,52 @@ outbox_leaf_size(int leaf, OutboxLeafSize *size)
 	return true;
 }
 
+static bool
+outbox_leaf_is_used(int leaf)
+{
+	OutboxLeafSize size;
+
+	return !outbox_leaf_size(leaf, &size) ||
+		size.outbox > 0 || size.receipt > 0 || size.late > 0;
+}
+
+int
+outbox_leaf_guess(int by_rows)
+{
+	bool		used[OUTBOX_NLEAVES];
+
+	for (int i = 0; i < OUTBOX_NLEAVES; i++)
+		used[i] = outbox_leaf_is_used(i);
+	for (int i = 0; i < OUTBOX_NLEAVES; i++)
+	{
+		if (used[i] && !used[(i + 1) % OUTBOX_NLEAVES])
+			return i;
+	}
+	return by_rows;
+}
+
+/* With what is toasted: autovacuum may be busy with that alone. */
+static bool
+outbox_leaf_lock_table(Oid relid)
+{
+	Oid			toast_relid;
+	Relation	rel;
+
+	if (!ConditionalLockRelationOid(relid, AccessExclusiveLock))
+		return false;
+	rel = relation_open(relid, NoLock);
+	toast_relid = rel->rd_rel->reltoastrelid;
+	relation_close(rel, NoLock);
+	return !OidIsValid(toast_relid) ||
+		ConditionalLockRelationOid(toast_relid, AccessExclusiveLock);
+}
+
 bool
 outbox_leaf_lock(int leaf)
 {
 	for (int i = 0; i < (int) lengthof(tables); i++)
 	{
-		if (!ConditionalLockRelationOid(outbox_catalog_leaf_relid(tables[i],
-																  leaf),
-										AccessExclusiveLock))
+		if (!outbox_leaf_lock_table(outbox_catalog_leaf_relid(tables[i], leaf)))
 			return false;
 	}
 	return true;
@@ -119,7 +157,7 @@ outbox_leaf_empty_table(Oid relid)
 	outbox_new_file(rel);
 	if (OidIsValid(toast_relid))
 	{
-		Relation	toast = relation_open(toast_relid, AccessExclusiveLock);
+		Relation	toast = relation_open(toast_relid, NoLock);
 
 		outbox_new_file(toast);
 		table_close(toast, NoLock);

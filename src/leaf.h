@@ -24,6 +24,12 @@ typedef struct OutboxLeafSize
  */
 extern int	outbox_leaf_hold(Oid outbox_relid);
 
+/*
+ * The leaf that was written last, as far as can be told: the last one of the
+ * arc of the ring that holds anything; by_rows, if all do.
+ */
+extern int	outbox_leaf_guess(int by_rows);
+
 /* False if somebody has locked one of them exclusively. */
 extern bool outbox_leaf_size(int leaf, OutboxLeafSize *size);
 

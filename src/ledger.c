@@ -38,6 +38,7 @@ struct OutboxLedger
 	uint64		passed_over;	/* the first one that waits; else >= scan */
 	uint64		current;		/* the one outbox_ledger_next() gave */
 	int			unsent;
+	int			key_window;		/* of the last outbox_ledger_next() */
 	int			settled;		/* of those from removed on, without a gap */
 	int			in_flight;		/* sent, confirm outstanding */
 	Size		bytes;
@@ -172,6 +173,27 @@ outbox_ledger_answered(OutboxLedger *ledger, OutboxEntry *entry,
  * Coming in and being sent
  */
 
+/*
+ * Has an earlier message of the entry's key failed?  All that come from the
+ * outbox are later than what is here.  A deferred one may be the one that the
+ * others wait for.
+ */
+static bool
+outbox_ledger_has_failed_before(OutboxLedger *ledger, const OutboxEntry *entry)
+{
+	if (entry->key->failed == 0 || !entry->message->deferred)
+		return entry->key->failed > 0;
+	for (uint64 p = ledger->removed; p < ledger->added; p++)
+	{
+		const OutboxEntry *other = outbox_ledger_at(ledger, p);
+
+		if (other->key == entry->key && other->failed &&
+			other->message->id < entry->message->id)
+			return true;
+	}
+	return false;
+}
+
 static void
 outbox_ledger_add_one(OutboxLedger *ledger, OutboxEntry *entry)
 {
@@ -189,7 +211,7 @@ outbox_ledger_add_one(OutboxLedger *ledger, OutboxEntry *entry)
 	if (msg->ordering_key == NULL)
 		return;
 	entry->key = outbox_ordering_enter(ledger->ordering, msg->ordering_key);
-	if (!msg->held && entry->key->failed == 0)
+	if (!msg->held && !outbox_ledger_has_failed_before(ledger, entry))
 		return;
 	outbox_entry_hold(entry);
 	ledger->unsent--;
@@ -218,6 +240,13 @@ outbox_ledger_add(OutboxLedger *ledger, OutboxMessage **messages, int n,
 OutboxEntry *
 outbox_ledger_next(OutboxLedger *ledger, int key_window)
 {
+	/* those that waited by another rule come before those behind them */
+	if (key_window != ledger->key_window)
+	{
+		ledger->scan = Min(ledger->scan, ledger->passed_over);
+		ledger->passed_over = PG_UINT64_MAX;
+		ledger->key_window = key_window;
+	}
 	while (ledger->scan < ledger->added)
 	{
 		OutboxEntry *entry = outbox_ledger_at(ledger, ledger->scan);
@@ -338,6 +367,9 @@ outbox_ledger_return(OutboxLedger *ledger, const char *message_id,
 					 const char *exchange, const char *routing_key,
 					 int reply_code, const char *words, bool accepted)
 {
+	if (message_id == NULL)
+		return false;			/* we never send one without */
+
 	/*
 	 * A return carries no delivery tag.  Returns come in the order of
 	 * publishing, so it is the first of those in flight that looks like it
@@ -354,6 +386,7 @@ outbox_ledger_return(OutboxLedger *ledger, const char *message_id,
 			continue;
 		outbox_entry_explain(entry, OUTBOX_RETURNED, OUTBOX_UNROUTABLE,
 							 reply_code, words);
+		entry->accepted = accepted;
 		outbox_ledger_answered(ledger, entry, accepted);
 		if (!accepted)
 			outbox_ledger_hold_behind(ledger, p);
@@ -468,6 +501,22 @@ outbox_ledger_settled(OutboxLedger *ledger)
 							ledger->removed + ledger->settled)->outcome != OUTBOX_OPEN)
 		ledger->settled++;
 	return ledger->settled;
+}
+
+int
+outbox_ledger_deferred_ids(OutboxLedger *ledger, const OutboxKey *key,
+						   int64 *ids)
+{
+	int			n = 0;
+
+	for (uint64 p = ledger->removed; p < ledger->added; p++)
+	{
+		const OutboxEntry *entry = outbox_ledger_at(ledger, p);
+
+		if (entry->key == key && entry->message->deferred)
+			ids[n++] = entry->message->id;
+	}
+	return n;
 }
 
 OutboxEntry *

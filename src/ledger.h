@@ -27,6 +27,7 @@ typedef struct OutboxEntry
 	int			reply_code;		/* the same; 0: none */
 	char	   *words;			/* the broker's; in the batch's context */
 	TimestampTz not_before;		/* of the next attempt; 0: no matter */
+	bool		accepted;		/* returned, and that is as good as delivered */
 
 	OutboxKey  *key;			/* NULL: it has no ordering key */
 	bool		failed;			/* counted in the key's */
@@ -95,6 +96,10 @@ extern TimestampTz outbox_ledger_oldest_sent(const OutboxLedger *ledger);
 
 /* How many of the oldest messages have an outcome, without a gap. */
 extern int	outbox_ledger_settled(OutboxLedger *ledger);
+
+/* Ids of the deferred messages of a key, at most key->messages; how many. */
+extern int	outbox_ledger_deferred_ids(OutboxLedger *ledger,
+									   const OutboxKey *key, int64 *ids);
 
 /* The i-th oldest message. */
 extern OutboxEntry *outbox_ledger_get(OutboxLedger *ledger, int i);

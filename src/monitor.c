@@ -151,7 +151,8 @@ outbox_sql_adopt(PG_FUNCTION_ARGS)
 				 errmsg("must be superuser to adopt a database's messages")));
 	outbox_catalog_adopt();
 	next_id = outbox_catalog_next_id(&leaf);
-	outbox_horizon_raise(outbox_catalog_relid("outbox"), next_id, leaf);
+	outbox_horizon_raise(outbox_catalog_relid("outbox"), next_id,
+						 outbox_leaf_guess(leaf));
 	outbox_utility_note_change();
 	PG_RETURN_VOID();
 }

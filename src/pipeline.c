@@ -23,6 +23,7 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "access/xlog_internal.h"
 #include "miscadmin.h"
 #include "replication/syncrep.h"
 #include "replication/walsender.h"
@@ -57,6 +58,9 @@
 /* Receipts: at most one in so many ms, unless so many messages wait for it. */
 #define OUTBOX_RECEIPT_MS		20
 #define OUTBOX_RECEIPT_ROWS		2048
+
+/* When even the id of a deferred message cannot be read. */
+#define OUTBOX_DAMAGED_MS		60000
 
 /* How often to look whether a synchronous standby has caught up. */
 #define OUTBOX_STANDBY_MS		20
@@ -94,8 +98,11 @@ struct OutboxPipeline
 	bool		orphans;		/* some may wait behind a message that is gone */
 
 	OutboxReading reading;		/* what a transaction is reading right now */
-	OutboxReading damaged;		/* where a row cannot be read */
-	bool		found;			/* and it is the next one */
+	int64		read_end;		/* and up to which id, exclusive */
+	int64		damaged_id;		/* a row up to this one is damaged; 0: none */
+	bool		bury_outbox;	/* and it is the next one */
+	bool		row_by_row;		/* a deferred message is damaged */
+	bool		bury_deferred;	/* and it is the next one */
 	char	   *damage;			/* the error that it gives */
 
 	int			suspects;		/* to be sent one at a time, see below */
@@ -143,14 +150,17 @@ outbox_pipeline_destroy(OutboxPipeline *pipeline)
 static OutboxReadResult
 outbox_pipeline_open(OutboxPipeline *pipeline)
 {
+	OutboxIdentity identity = outbox_store_identity();
+
 	pipeline->outbox = outbox_store_outbox();
-	switch (outbox_store_identity())
+	switch (identity)
 	{
 		case OUTBOX_IDENTITY_COPY:
 			return OUTBOX_READ_COPY;
 		case OUTBOX_IDENTITY_NONE:
 			return OUTBOX_READ_NOTHING;
 		case OUTBOX_IDENTITY_OWN:
+		case OUTBOX_IDENTITY_ADOPTED:
 			break;
 	}
 
@@ -162,7 +172,8 @@ outbox_pipeline_open(OutboxPipeline *pipeline)
 		return OUTBOX_READ_NOTHING;
 	outbox_store_newest_receipt(pipeline->server_key, &pipeline->receipt);
 	pipeline->read_through = pipeline->receipt.through_id;
-	if (pipeline->receipt.receipt_no > 0 && !pipeline->receipt.clean)
+	if (pipeline->receipt.receipt_no > 0 ? !pipeline->receipt.clean :
+		(identity == OUTBOX_IDENTITY_ADOPTED || outbox_store_was_promoted()))
 	{
 		pipeline->doubt.through_id =
 			outbox_horizon_read(pipeline->outbox) - 1;
@@ -208,41 +219,45 @@ outbox_pipeline_room_bytes(const OutboxPipeline *pipeline)
 /*
  * Damaged rows
  *
- * A batch that cannot be read because a row in it is damaged is read row by
- * row; the one that fails again is taken by its id.
+ * When the outbox cannot be read because a row in it is damaged, the ids that
+ * were to be read are halved until one is left, which is taken without being
+ * read.  (Fewer rows would not do: a merge of the leaves reads the first row of
+ * each, and the damaged one may be far behind.)  Deferred messages, which are
+ * in one table, are read row by row until the one that fails is the next.
  */
-
-static int
-outbox_pipeline_max_rows(const OutboxPipeline *pipeline,
-						 OutboxReading reading, int max_rows)
-{
-	if (pipeline->damaged == reading)
-		return 1;
-	return Min(max_rows, outbox_ledger_room(pipeline->ledger));
-}
 
 /* Take the row with this id, which cannot be read; 0: it is gone. */
 static void
 outbox_pipeline_take_damaged(OutboxPipeline *pipeline, int64 id,
-							 MemoryContext batch)
+							 bool deferred, MemoryContext batch)
 {
-	OutboxMessage *msg = MemoryContextAllocZero(batch, sizeof(OutboxMessage));
+	OutboxMessage *msg;
 
-	msg->id = id;
-	msg->deferred = pipeline->damaged == OUTBOX_READING_DEFERRED;
-	pipeline->damaged = OUTBOX_READING_NOTHING;
-	pipeline->found = false;
 	if (id == 0)
 		return;
-	pipeline->deferred += msg->deferred;
+	msg = MemoryContextAllocZero(batch, sizeof(OutboxMessage));
+	msg->id = id;
+	msg->deferred = deferred;
 	msg->message_id = msg->exchange = msg->routing_key = msg->body = "";
 	msg->unreadable = MemoryContextStrdup(batch, pipeline->damage);
 	pipeline->batch[0] = msg;
 	MemoryContextSetParent(batch, pipeline->context);
 	outbox_ledger_add(pipeline->ledger, pipeline->batch, 1, batch);
+	pipeline->deferred += deferred;
 }
 
-void
+/* The end of the ids to read now. */
+static int64
+outbox_pipeline_read_end(const OutboxPipeline *pipeline, int64 horizon)
+{
+	int64		after = pipeline->read_through;
+
+	if (pipeline->damaged_id == 0)
+		return horizon;
+	return after + 1 + Max((pipeline->damaged_id - after) / 2, 1);
+}
+
+bool
 outbox_pipeline_recover(OutboxPipeline *pipeline, int sqlerrcode,
 						const char *message)
 {
@@ -253,12 +268,30 @@ outbox_pipeline_recover(OutboxPipeline *pipeline, int sqlerrcode,
 		(sqlerrcode != ERRCODE_DATA_CORRUPTED &&
 		 sqlerrcode != ERRCODE_CHARACTER_NOT_IN_REPERTOIRE &&
 		 sqlerrcode != ERRCODE_UNTRANSLATABLE_CHARACTER))
-		return;
-	pipeline->found = pipeline->damaged == reading;
-	pipeline->damaged = reading;
+		return false;
 	if (pipeline->damage)
 		pfree(pipeline->damage);
 	pipeline->damage = MemoryContextStrdup(pipeline->context, message);
+
+	if (reading == OUTBOX_READING_OUTBOX)
+	{
+		int64		last = pipeline->read_end - 1;
+
+		pipeline->bury_outbox = last == pipeline->read_through + 1;
+		pipeline->damaged_id = last;
+		return !pipeline->bury_outbox;
+	}
+	if (pipeline->bury_deferred)
+	{
+		/* not even its id can be read: leave the others alone for a while */
+		pipeline->next_due =
+			TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+										OUTBOX_DAMAGED_MS);
+		return false;
+	}
+	pipeline->bury_deferred = pipeline->row_by_row;
+	pipeline->row_by_row = true;
+	return !pipeline->bury_deferred;
 }
 
 /* Read the outbox below the horizon. */
@@ -267,24 +300,24 @@ outbox_pipeline_read_outbox(OutboxPipeline *pipeline, int64 horizon,
 							const OutboxServer *server)
 {
 	MemoryContext batch = outbox_pipeline_new_batch();
-	int			max_rows = outbox_pipeline_max_rows(pipeline,
-													OUTBOX_READING_OUTBOX,
-													OUTBOX_READ_ROWS);
+	int			max_rows = Min(OUTBOX_READ_ROWS,
+							   outbox_ledger_room(pipeline->ledger));
+	int64		end = outbox_pipeline_read_end(pipeline, horizon);
 	bool		complete;
 	int			n;
 
-	if (pipeline->found && pipeline->damaged == OUTBOX_READING_OUTBOX)
+	if (pipeline->bury_outbox)
 	{
-		int64		id = outbox_store_next_id(pipeline->server_key,
-											  pipeline->read_through, horizon);
-
-		outbox_pipeline_take_damaged(pipeline, id, batch);
-		pipeline->read_through = Max(pipeline->read_through, id);
+		outbox_pipeline_take_damaged(pipeline, ++pipeline->read_through, false,
+									 batch);
+		pipeline->bury_outbox = false;
+		pipeline->damaged_id = 0;
 		return;
 	}
 	pipeline->reading = OUTBOX_READING_OUTBOX;
+	pipeline->read_end = end;
 	n = outbox_store_read(batch, pipeline->server_key,
-						  pipeline->read_through, horizon, max_rows,
+						  pipeline->read_through, end, max_rows,
 						  outbox_pipeline_room_bytes(pipeline), server,
 						  &pipeline->doubt, pipeline->batch, &complete);
 	Assert(n == 0 || pipeline->batch[n - 1]->id < horizon);
@@ -294,7 +327,9 @@ outbox_pipeline_read_outbox(OutboxPipeline *pipeline, int64 horizon,
 		pipeline->read_through = pipeline->batch[n - 1]->id;
 	}
 	if (complete)
-		pipeline->read_through = horizon - 1;
+		pipeline->read_through = end - 1;
+	if (pipeline->read_through >= pipeline->damaged_id)
+		pipeline->damaged_id = 0;	/* it can be read after all */
 	pipeline->reading = OUTBOX_READING_NOTHING;
 }
 
@@ -319,26 +354,41 @@ outbox_pipeline_due_floor(const OutboxPipeline *pipeline, int settled,
 	return floor;
 }
 
+/* The end of the last record in the WAL, which can be flushed. */
+static XLogRecPtr
+outbox_pipeline_end_of_wal(void)
+{
+	XLogRecPtr	lsn = GetXLogInsertRecPtr();
+
+	/* where a page begins, its header is yet to be written */
+	if (lsn % XLOG_BLCKSZ == SizeOfXLogShortPHD)
+		lsn -= SizeOfXLogShortPHD;
+	else if (lsn % wal_segment_size == SizeOfXLogLongPHD)
+		lsn -= SizeOfXLogLongPHD;
+	return lsn;
+}
+
 /* Read deferred messages that are due. */
 static void
 outbox_pipeline_read_due(OutboxPipeline *pipeline, TimestampTz now,
 						 const OutboxServer *server)
 {
 	MemoryContext batch = outbox_pipeline_new_batch();
-	int			max_rows = outbox_pipeline_max_rows(pipeline,
-													OUTBOX_READING_DEFERRED,
-													OUTBOX_DUE_ROWS);
+	int			max_rows = pipeline->row_by_row ? 1 :
+		Min(OUTBOX_DUE_ROWS, outbox_ledger_room(pipeline->ledger));
 	int			n;
 
-	if (pipeline->found && pipeline->damaged == OUTBOX_READING_DEFERRED)
+	pipeline->reading = OUTBOX_READING_DEFERRED;
+	if (pipeline->bury_deferred)
 	{
-		outbox_pipeline_take_damaged(pipeline,
-									 outbox_store_next_due_id(pipeline->server_key,
-															  now),
-									 batch);
+		int64		id = outbox_store_next_due_id(pipeline->server_key,
+												  &pipeline->due_floor, now);
+
+		pipeline->reading = OUTBOX_READING_NOTHING;
+		outbox_pipeline_take_damaged(pipeline, id, true, batch);
+		pipeline->row_by_row = pipeline->bury_deferred = false;
 		return;
 	}
-	pipeline->reading = OUTBOX_READING_DEFERRED;
 	n = outbox_store_read_due(batch, pipeline->server_key,
 							  &pipeline->due_floor, now, max_rows,
 							  outbox_pipeline_room_bytes(pipeline), server,
@@ -351,9 +401,17 @@ outbox_pipeline_read_due(OutboxPipeline *pipeline, TimestampTz now,
 	}
 	pipeline->reading = OUTBOX_READING_NOTHING;
 	pipeline->deferred += n;
+
+	/* what is visible may not be durable, and has no horizon */
+	if (n > 0)
+		pipeline->durable_lsn = Max(pipeline->durable_lsn,
+									outbox_pipeline_end_of_wal());
 	if (n == 0)
+	{
+		pipeline->row_by_row = false;
 		pipeline->next_due = outbox_store_next_due(pipeline->server_key,
 												   &pipeline->due_floor);
+	}
 }
 
 static bool
@@ -393,7 +451,7 @@ outbox_pipeline_read(OutboxPipeline *pipeline, const OutboxServer *server)
 	horizon = OidIsValid(pipeline->outbox) ?
 		outbox_horizon_read(pipeline->outbox) : 0;
 	if (pipeline->server_key != 0 && horizon <= pipeline->read_through + 1 &&
-		!outbox_pipeline_has_due(pipeline, now))
+		!outbox_pipeline_has_due(pipeline, now) && !pipeline->orphans)
 		return OUTBOX_READ_NOTHING;
 
 	if (!outbox_store_begin())
@@ -404,7 +462,10 @@ outbox_pipeline_read(OutboxPipeline *pipeline, const OutboxServer *server)
 	outbox_option_message_defaults(server->serverid, &current.persistent,
 								   &current.mandatory);
 	if (pipeline->server_key != 0 && pipeline->orphans)
+	{
 		outbox_store_release_orphans(pipeline->server_key, now);
+		outbox_pipeline_look_for_due(pipeline);
+	}
 	/*
 	 * First, because a backlog in the outbox takes all the room there is; what
 	 * is due never does.
@@ -461,7 +522,7 @@ outbox_pipeline_is_durable(OutboxPipeline *pipeline)
  * on a synchronous standby: if it crashes, its successor must not believe the
  * clean receipt of its predecessor.  Runs a transaction.
  */
-static void
+static bool
 outbox_pipeline_announce(OutboxPipeline *pipeline)
 {
 	OutboxReceipt receipt = pipeline->receipt;
@@ -470,12 +531,13 @@ outbox_pipeline_announce(OutboxPipeline *pipeline)
 	receipt.settled_at = GetCurrentTimestamp();
 	receipt.clean = false;
 	if (!outbox_store_begin())
-		return;
+		return false;
 	outbox_store_write_receipt(pipeline->server_key, &receipt);
 	outbox_store_commit();
 	pipeline->durable_lsn = Max(pipeline->durable_lsn, XactLastCommitEnd);
 	pipeline->receipt = receipt;
 	pipeline->may_have_sent = true;
+	return true;
 }
 
 /* A receipt is due soon if there is something to write into it. */
@@ -524,8 +586,8 @@ outbox_pipeline_publish(OutboxPipeline *pipeline, const OutboxServer *server,
 
 	if (outbox_ledger_unpublished(pipeline->ledger) == 0)
 		return;
-	if (!pipeline->may_have_sent)
-		outbox_pipeline_announce(pipeline);
+	if (!pipeline->may_have_sent && !outbox_pipeline_announce(pipeline))
+		return;
 	if (!outbox_pipeline_is_durable(pipeline))
 		return;
 
@@ -626,8 +688,7 @@ outbox_pipeline_write_receipt(OutboxPipeline *pipeline,
 	if (!outbox_store_begin())
 		return;
 	deferred = outbox_settlement_write(pipeline->ledger, n, server,
-									   pipeline->server_key,
-									   &pipeline->doubt, &receipt);
+									   pipeline->server_key, &receipt);
 	outbox_store_write_receipt(pipeline->server_key, &receipt);
 	due_floor = outbox_pipeline_due_floor(pipeline, deferred,
 										  receipt.settled_at);
@@ -695,7 +756,8 @@ outbox_pipeline_look_for_due(OutboxPipeline *pipeline)
 {
 	if (pipeline->server_key != 0)
 		pipeline->next_due = GetCurrentTimestamp();
-	pipeline->due_floor.due_at = DT_NOBEGIN;
+	/* also when those that are on their way are settled */
+	pipeline->due_floor.due_at = pipeline->due_read.due_at = DT_NOBEGIN;
 }
 
 void

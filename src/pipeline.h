@@ -37,10 +37,10 @@ extern OutboxReadResult outbox_pipeline_read(OutboxPipeline *pipeline,
 
 /*
  * After an error that ended a transaction: if it was reading that failed, and
- * for a row that is damaged, read on row by row and in the end past that row,
- * which becomes a dead letter.
+ * for a row that is damaged, go nearer to that row, and in the end past it; it
+ * becomes a dead letter.  True if that is to go on at once.
  */
-extern void outbox_pipeline_recover(OutboxPipeline *pipeline, int sqlerrcode,
+extern bool outbox_pipeline_recover(OutboxPipeline *pipeline, int sqlerrcode,
 									const char *message);
 
 /*

@@ -216,12 +216,14 @@ outbox_rotation_look(TimestampTz now)
 {
 	int64		pause = Min(Max(outbox_retention * INT64CONST(100),
 								OUTBOX_LOOK_MIN_MS), OUTBOX_LOOK_MAX_MS);
+	OutboxIdentity identity;
 	OutboxRing	ring;
 	bool		used = true;
 
 	if (!outbox_store_begin())
 		return 0;
-	if (outbox_store_identity() != OUTBOX_IDENTITY_OWN)
+	identity = outbox_store_identity();
+	if (identity != OUTBOX_IDENTITY_OWN && identity != OUTBOX_IDENTITY_ADOPTED)
 		used = false;
 	else if (ConditionalLockRelationOid(outbox_store_outbox(),
 										ShareUpdateExclusiveLock) &&

@@ -34,7 +34,7 @@ typedef struct OutboxSettlement
 {
 	const OutboxServer *server;
 	int32		server_key;
-	const OutboxDoubt *doubt;
+	OutboxLedger *ledger;
 	OutboxReceipt *receipt;
 	TimestampTz now;
 
@@ -45,6 +45,7 @@ typedef struct OutboxSettlement
 	OutboxDeferral *again;		/* deferred ones, to be tried again */
 	int			ndelivered;
 	int64	   *delivered;		/* deferred ones */
+	bool		orphans;		/* some may wait for what is gone */
 } OutboxSettlement;
 
 /* Twice the pause of the attempt before, and a fifth more or less. */
@@ -91,6 +92,23 @@ outbox_settlement_bury(OutboxSettlement *settlement, const OutboxEntry *entry,
 			 errdetail_internal("%s", entry->words)));
 }
 
+/*
+ * A deferred message with a key failed.  Those of its key that are on their way
+ * have their own outcomes; the others that were to follow go behind it.
+ */
+static void
+outbox_settlement_hold_behind(OutboxSettlement *settlement,
+							  const OutboxEntry *entry)
+{
+	int64	   *ids = palloc(entry->key->messages * sizeof(int64));
+	int			n = outbox_ledger_deferred_ids(settlement->ledger, entry->key,
+											   ids);
+
+	outbox_store_hold_behind(settlement->server_key, entry->message, ids, n,
+							 settlement->now);
+	pfree(ids);
+}
+
 /* Write down that one attempt failed. */
 static void
 outbox_settlement_failure(OutboxSettlement *settlement,
@@ -120,8 +138,7 @@ outbox_settlement_failure(OutboxSettlement *settlement,
 		outbox_store_defer(settlement->server_key, &deferral, 1,
 						   msg->deferred);
 		if (msg->deferred)
-			outbox_store_hold_behind(settlement->server_key, msg,
-									 settlement->doubt, settlement->now);
+			outbox_settlement_hold_behind(settlement, entry);
 	}
 }
 
@@ -131,7 +148,10 @@ outbox_settlement_unreadable(OutboxSettlement *settlement,
 {
 	outbox_store_bury_unreadable(settlement->server_key, msg->id,
 								 msg->deferred, msg->unreadable,
+								 settlement->server->dead_letter_holds_key,
 								 settlement->now);
+	/* its key could not be read, and others may have waited for it */
+	settlement->orphans |= msg->deferred;
 	ereport(LOG,
 			(errmsg("message " INT64_FORMAT " to server \"%s\" is a dead letter, because it cannot be read",
 					msg->id, settlement->server->name),
@@ -151,10 +171,8 @@ outbox_settlement_count(OutboxSettlement *settlement, const OutboxEntry *entry)
 			return true;
 		case OUTBOX_RETURNED:
 			receipt->returned++;
-			if (settlement->server->unroutable != OUTBOX_UNROUTABLE_ACCEPT)
-				return false;
-			receipt->accepted++;
-			return true;
+			receipt->accepted += entry->accepted;
+			return entry->accepted;
 		case OUTBOX_REJECTED:
 			receipt->rejected++;
 			return false;
@@ -189,15 +207,14 @@ outbox_settlement_one(OutboxSettlement *settlement, const OutboxEntry *entry)
 
 /* Let those go on that waited behind one of the n oldest messages. */
 static void
-outbox_settlement_release(OutboxSettlement *settlement, OutboxLedger *ledger,
-						  int n)
+outbox_settlement_release(OutboxSettlement *settlement, int n)
 {
 	List	   *keys = NIL;
 	ListCell   *lc;
 
 	for (int i = 0; i < n; i++)
 	{
-		OutboxEntry *entry = outbox_ledger_get(ledger, i);
+		OutboxEntry *entry = outbox_ledger_get(settlement->ledger, i);
 
 		if (entry->key && entry->message->deferred &&
 			entry->outcome != OUTBOX_HELD)
@@ -213,12 +230,12 @@ outbox_settlement_release(OutboxSettlement *settlement, OutboxLedger *ledger,
 int
 outbox_settlement_write(OutboxLedger *ledger, int n,
 						const OutboxServer *server, int32 server_key,
-						const OutboxDoubt *doubt, OutboxReceipt *receipt)
+						OutboxReceipt *receipt)
 {
 	OutboxSettlement settlement = {
 		.server = server,
 		.server_key = server_key,
-		.doubt = doubt,
+		.ledger = ledger,
 		.receipt = receipt,
 		.now = receipt->settled_at
 	};
@@ -241,7 +258,9 @@ outbox_settlement_write(OutboxLedger *ledger, int n,
 	outbox_store_deliver_deferred(server_key, settlement.delivered,
 								  settlement.ndelivered, settlement.now);
 	if (deferred > 0)
-		outbox_settlement_release(&settlement, ledger, n);
+		outbox_settlement_release(&settlement, n);
+	if (settlement.orphans)
+		outbox_store_release_orphans(server_key, settlement.now);
 	pfree(settlement.first);
 	pfree(settlement.again);
 	pfree(settlement.delivered);

@@ -20,7 +20,6 @@
 extern int	outbox_settlement_write(OutboxLedger *ledger, int n,
 									const OutboxServer *server,
 									int32 server_key,
-									const OutboxDoubt *doubt,
 									OutboxReceipt *receipt);
 
 #endif							/* OUTBOX_SETTLEMENT_H */

@@ -69,7 +69,7 @@
 	" body, reason, attempts, first_attempt_at, last_attempt_at," \
 	" possible_duplicate, last_error, holds_key"
 #define OUTBOX_UNREADABLE_VALUES \
-	" '', 'malformed', 0, $3, $3, false, $4, false"
+	" '', 'malformed', 0, $3, $3, false, $4, $5"
 
 /*
  * Whether an earlier message of the key of row "m" is not done: it waits in
@@ -118,7 +118,6 @@ typedef enum OutboxStatementId
 	STATEMENT_BURY,
 	STATEMENT_BURY_DEFERRED,
 	STATEMENT_DELIVER_DEFERRED,
-	STATEMENT_NEXT_ID,
 	STATEMENT_NEXT_DUE_ID,
 	STATEMENT_BURY_READABLE,
 	STATEMENT_BURY_DEFERRED_READABLE,
@@ -139,7 +138,8 @@ typedef struct OutboxStatement
 
 static const OutboxStatement statements[NSTATEMENTS] = {
 	[STATEMENT_IDENTITY] = {
-		"SELECT bool_and(system_identifier = $1 AND database_oid = $2)"
+		"SELECT bool_and(system_identifier = $1 AND database_oid = $2),"
+		" bool_or(adopted)"
 		" FROM amqp_outbox.identity",
 		2, {INT8OID, OIDOID}
 	},
@@ -221,11 +221,10 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 	},
 	/* those of the key that were to follow message $2 at once */
 	[STATEMENT_HOLD_BEHIND] = {
-		"UPDATE amqp_outbox.deferred SET due_at = 'infinity',"
-		" possible_duplicate = possible_duplicate OR due_at <= $5"
+		"UPDATE amqp_outbox.deferred SET due_at = 'infinity'"
 		" WHERE server_key = $1 AND id > $2 AND ordering_key = $3"
-		" AND due_at <= $4",
-		5, {INT4OID, INT8OID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID}
+		" AND due_at <= $4 AND id <> ALL ($5)",
+		5, {INT4OID, INT8OID, TEXTOID, TIMESTAMPTZOID, INT8ARRAYOID}
 	},
 	/* the next ones of a key, if nothing of it is on its way before them */
 	[STATEMENT_RELEASE] = {
@@ -272,24 +271,19 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 		3, {INT4OID, INT8ARRAYOID, TIMESTAMPTZOID}
 	},
 	/* around a row that is damaged */
-	[STATEMENT_NEXT_ID] = {
-		"SELECT id FROM amqp_outbox.outbox"
-		" WHERE server_key = $1 AND id > $2 AND id < $3"
-		" ORDER BY server_key, id LIMIT 1",
-		3, {INT4OID, INT8OID, INT8OID}
-	},
 	[STATEMENT_NEXT_DUE_ID] = {
 		"SELECT id FROM amqp_outbox.deferred"
-		" WHERE server_key = $1 AND due_at <= $2"
+		" WHERE server_key = $1 AND due_at <= $2 AND (due_at, id) >= ($3, $4)"
 		" ORDER BY server_key, due_at, id LIMIT 1",
-		2, {INT4OID, TIMESTAMPTZOID}
+		4, {INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID}
 	},
 	[STATEMENT_BURY_READABLE] = {
 		"INSERT INTO amqp_outbox.dead_letter (" OUTBOX_READABLE_COLUMNS ","
 		OUTBOX_UNREADABLE_COLUMNS ")"
 		" SELECT " OUTBOX_READABLE_COLUMNS "," OUTBOX_UNREADABLE_VALUES
+		" AND ordering_key IS NOT NULL"
 		" FROM amqp_outbox.outbox WHERE server_key = $1 AND id = $2",
-		4, {INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID}
+		5, {INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID, BOOLOID}
 	},
 	[STATEMENT_BURY_DEFERRED_READABLE] = {
 		"WITH gone AS (DELETE FROM amqp_outbox.deferred"
@@ -297,22 +291,23 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 		" INSERT INTO amqp_outbox.dead_letter (" OUTBOX_READABLE_COLUMNS ","
 		OUTBOX_UNREADABLE_COLUMNS ")"
 		" SELECT " OUTBOX_READABLE_COLUMNS "," OUTBOX_UNREADABLE_VALUES
-		" FROM gone",
-		4, {INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID}
+		" AND ordering_key IS NOT NULL FROM gone",
+		5, {INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID, BOOLOID}
 	},
 	[STATEMENT_BURY_ID] = {
 		"INSERT INTO amqp_outbox.dead_letter (server_key, id, message_id,"
 		" enqueued_at, exchange, routing_key," OUTBOX_UNREADABLE_COLUMNS ")"
-		" SELECT $1, $2, '', $3, '', ''," OUTBOX_UNREADABLE_VALUES,
-		4, {INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID}
+		" SELECT $1, $2, '', $3, '', ''," OUTBOX_UNREADABLE_VALUES " AND false",
+		5, {INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID, BOOLOID}
 	},
 	[STATEMENT_BURY_DEFERRED_ID] = {
 		"WITH gone AS (DELETE FROM amqp_outbox.deferred"
 		" WHERE server_key = $1 AND id = $2 RETURNING id)"
 		" INSERT INTO amqp_outbox.dead_letter (server_key, id, message_id,"
 		" enqueued_at, exchange, routing_key," OUTBOX_UNREADABLE_COLUMNS ")"
-		" SELECT $1, id, '', $3, '', ''," OUTBOX_UNREADABLE_VALUES " FROM gone",
-		4, {INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID}
+		" SELECT $1, id, '', $3, '', ''," OUTBOX_UNREADABLE_VALUES
+		" AND false FROM gone",
+		5, {INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID, BOOLOID}
 	},
 	/* is every message of the leaf settled, and since when? */
 	[STATEMENT_LEAF_SETTLED] = {
@@ -442,6 +437,12 @@ outbox_store_commit(void)
 	pgstat_report_stat(false);
 }
 
+bool
+outbox_store_was_promoted(void)
+{
+	return GetWALInsertionTimeLine() > 1;
+}
+
 Oid
 outbox_store_outbox(void)
 {
@@ -535,7 +536,10 @@ outbox_store_identity(void)
 						&isnull);
 	if (isnull)
 		return OUTBOX_IDENTITY_NONE;
-	return DatumGetBool(own) ? OUTBOX_IDENTITY_OWN : OUTBOX_IDENTITY_COPY;
+	if (!DatumGetBool(own))
+		return OUTBOX_IDENTITY_COPY;
+	return DatumGetBool(outbox_store_column(0, 2)) ?
+		OUTBOX_IDENTITY_ADOPTED : OUTBOX_IDENTITY_OWN;
 }
 
 int32
@@ -732,26 +736,15 @@ outbox_store_read_due(MemoryContext context, int32 server_key,
 }
 
 int64
-outbox_store_next_id(int32 server_key, int64 after, int64 before)
+outbox_store_next_due_id(int32 server_key, const OutboxPlace *from,
+						 TimestampTz now)
 {
-	Datum		values[3];
-
-	values[0] = Int32GetDatum(server_key);
-	values[1] = Int64GetDatum(after);
-	values[2] = Int64GetDatum(before);
-	if (outbox_store_execute(STATEMENT_NEXT_ID, values, NULL, SPI_OK_SELECT,
-							 1) == 0)
-		return 0;
-	return DatumGetInt64(outbox_store_column(0, 1));
-}
-
-int64
-outbox_store_next_due_id(int32 server_key, TimestampTz now)
-{
-	Datum		values[2];
+	Datum		values[4];
 
 	values[0] = Int32GetDatum(server_key);
 	values[1] = TimestampTzGetDatum(now);
+	values[2] = TimestampTzGetDatum(from->due_at);
+	values[3] = Int64GetDatum(from->id);
 	if (outbox_store_execute(STATEMENT_NEXT_DUE_ID, values, NULL,
 							 SPI_OK_SELECT, 1) == 0)
 		return 0;
@@ -827,6 +820,16 @@ outbox_store_array(Datum *datums, int n, Oid type)
 										   align));
 }
 
+static Datum
+outbox_store_ids(const int64 *ids, int n)
+{
+	Datum	   *datums = palloc(n * sizeof(Datum));
+
+	for (int i = 0; i < n; i++)
+		datums[i] = Int64GetDatum(ids[i]);
+	return outbox_store_array(datums, n, INT8OID);
+}
+
 void
 outbox_store_defer(int32 server_key, const OutboxDeferral *deferrals, int n,
 				   bool again)
@@ -890,21 +893,23 @@ outbox_store_bury(int32 server_key, const OutboxDeferral *deferral,
 /* Text that the database gave us. */
 static void
 outbox_store_bury_as(OutboxStatementId statement, int32 server_key, int64 id,
-					 const char *words, TimestampTz now)
+					 const char *words, bool holds_key, TimestampTz now)
 {
-	Datum		values[4];
+	Datum		values[5];
 
 	values[0] = Int32GetDatum(server_key);
 	values[1] = Int64GetDatum(id);
 	values[2] = TimestampTzGetDatum(now);
 	values[3] = CStringGetTextDatum(words);
+	values[4] = BoolGetDatum(holds_key);
 	outbox_store_execute(statement, values, NULL, SPI_OK_INSERT, 0);
 }
 
 /* In a subtransaction, because not even the rest of the row may be readable. */
 void
 outbox_store_bury_unreadable(int32 server_key, int64 id, bool deferred,
-							 const char *words, TimestampTz now)
+							 const char *words, bool holds_key,
+							 TimestampTz now)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -915,7 +920,7 @@ outbox_store_bury_unreadable(int32 server_key, int64 id, bool deferred,
 	{
 		outbox_store_bury_as(deferred ? STATEMENT_BURY_DEFERRED_READABLE :
 							 STATEMENT_BURY_READABLE,
-							 server_key, id, words, now);
+							 server_key, id, words, holds_key, now);
 		ReleaseCurrentSubTransaction();
 		done = true;
 	}
@@ -929,7 +934,8 @@ outbox_store_bury_unreadable(int32 server_key, int64 id, bool deferred,
 	CurrentResourceOwner = owner;
 	if (!done)
 		outbox_store_bury_as(deferred ? STATEMENT_BURY_DEFERRED_ID :
-							 STATEMENT_BURY_ID, server_key, id, words, now);
+							 STATEMENT_BURY_ID, server_key, id, words,
+							 holds_key, now);
 }
 
 /*
@@ -962,7 +968,7 @@ outbox_store_key(const char *utf8)
 
 void
 outbox_store_hold_behind(int32 server_key, const OutboxMessage *msg,
-						 const OutboxDoubt *doubt, TimestampTz now)
+						 const int64 *except, int n, TimestampTz now)
 {
 	Datum		values[5];
 
@@ -970,7 +976,7 @@ outbox_store_hold_behind(int32 server_key, const OutboxMessage *msg,
 	values[1] = Int64GetDatum(msg->id);
 	values[2] = outbox_store_key(msg->ordering_key);
 	values[3] = TimestampTzGetDatum(now);
-	values[4] = TimestampTzGetDatum(doubt->due_at);
+	values[4] = outbox_store_ids(except, n);
 	outbox_store_execute(STATEMENT_HOLD_BEHIND, values, NULL, SPI_OK_UPDATE, 0);
 }
 
@@ -1002,15 +1008,11 @@ outbox_store_deliver_deferred(int32 server_key, const int64 *ids, int n,
 							  TimestampTz now)
 {
 	Datum		values[3];
-	Datum	   *datums;
 
 	if (n == 0)
 		return;
-	datums = palloc(n * sizeof(Datum));
-	for (int i = 0; i < n; i++)
-		datums[i] = Int64GetDatum(ids[i]);
 	values[0] = Int32GetDatum(server_key);
-	values[1] = outbox_store_array(datums, n, INT8OID);
+	values[1] = outbox_store_ids(ids, n);
 	values[2] = TimestampTzGetDatum(now);
 	outbox_store_append(STATEMENT_DELIVER_DEFERRED, values);
 }

@@ -57,6 +57,7 @@ typedef struct OutboxPlace
 typedef enum OutboxIdentity
 {
 	OUTBOX_IDENTITY_OWN,
+	OUTBOX_IDENTITY_ADOPTED,	/* own, but once another's */
 	OUTBOX_IDENTITY_NONE,		/* nothing was ever published here */
 	OUTBOX_IDENTITY_COPY		/* the tables belong to another database */
 } OutboxIdentity;
@@ -72,6 +73,9 @@ extern void outbox_store_pin_settings(void);
  */
 extern bool outbox_store_begin(void);
 extern void outbox_store_commit(void);
+
+/* Whether this cluster was once a standby, or was recovered to a point. */
+extern bool outbox_store_was_promoted(void);
 
 /* The outbox of this database. */
 extern Oid	outbox_store_outbox(void);
@@ -110,8 +114,9 @@ extern int	outbox_store_read_due(MemoryContext context, int32 server_key,
  * The first of those messages, without looking at anything but its id; 0 if
  * there is none.
  */
-extern int64 outbox_store_next_id(int32 server_key, int64 after, int64 before);
-extern int64 outbox_store_next_due_id(int32 server_key, TimestampTz now);
+extern int64 outbox_store_next_due_id(int32 server_key,
+									  const OutboxPlace *from,
+									  TimestampTz now);
 
 /* When the next deferred message is due, from a place on; 0 if none is. */
 extern TimestampTz outbox_store_next_due(int32 server_key,
@@ -142,11 +147,11 @@ extern void outbox_store_hold(int32 server_key, const OutboxMessage *msg,
 
 /*
  * A deferred message with a key failed: those of its key that were to follow
- * it at once are put behind it.  A former worker may have sent them.
+ * it at once are put behind it, except those with these n ids.
  */
 extern void outbox_store_hold_behind(int32 server_key,
 									 const OutboxMessage *msg,
-									 const OutboxDoubt *doubt,
+									 const int64 *except, int n,
 									 TimestampTz now);
 
 /*
@@ -164,7 +169,7 @@ extern void outbox_store_release_orphans(int32 server_key, TimestampTz now);
  */
 extern void outbox_store_bury_unreadable(int32 server_key, int64 id,
 										 bool deferred, const char *words,
-										 TimestampTz now);
+										 bool holds_key, TimestampTz now);
 
 /* Deferred messages were delivered. */
 extern void outbox_store_deliver_deferred(int32 server_key, const int64 *ids,

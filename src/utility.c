@@ -279,24 +279,18 @@ outbox_statement_commits_prepared(Node *parsetree)
 static void
 outbox_utility_after_commit_prepared(void)
 {
-	prepared_committed = true;
 	if (!outbox_registry_knows(MyDatabaseId, outbox_server_list()))
 		outbox_utility_note_change();
 }
 
+/* Whoever stands next in line, or the standard. */
 static void
-outbox_utility_process(PlannedStmt *pstmt, const char *queryString,
+outbox_utility_pass_on(PlannedStmt *pstmt, const char *queryString,
 					   bool readOnlyTree, ProcessUtilityContext context,
 					   ParamListInfo params, QueryEnvironment *queryEnv,
 					   DestReceiver *dest, QueryCompletion *qc)
 {
 	bool		was_dropping = dropping_extension;
-
-	if (outbox_statement_concerns_servers(pstmt->utilityStmt))
-		outbox_utility_note_change();
-	/* these statements refuse to run in a block, and so do not need a hold */
-	if (context == PROCESS_UTILITY_TOPLEVEL && !IsTransactionBlock())
-		outbox_utility_hold(pstmt->utilityStmt);
 
 	PG_TRY();
 	{
@@ -314,10 +308,33 @@ outbox_utility_process(PlannedStmt *pstmt, const char *queryString,
 		dropping_extension = was_dropping;
 	}
 	PG_END_TRY();
+}
 
-	if (IsA(pstmt->utilityStmt, RenameStmt))
+static void
+outbox_utility_process(PlannedStmt *pstmt, const char *queryString,
+					   bool readOnlyTree, ProcessUtilityContext context,
+					   ParamListInfo params, QueryEnvironment *queryEnv,
+					   DestReceiver *dest, QueryCompletion *qc)
+{
+	/* the statement may be gone when it has been executed */
+	bool		renames = IsA(pstmt->utilityStmt, RenameStmt);
+	bool		commits_prepared =
+		outbox_statement_commits_prepared(pstmt->utilityStmt);
+
+	if (outbox_statement_concerns_servers(pstmt->utilityStmt))
+		outbox_utility_note_change();
+	/* also if it fails: by then it may be committed */
+	prepared_committed |= commits_prepared;
+	/* these statements refuse to run in a block, and so do not need a hold */
+	if (context == PROCESS_UTILITY_TOPLEVEL && !IsTransactionBlock())
+		outbox_utility_hold(pstmt->utilityStmt);
+
+	outbox_utility_pass_on(pstmt, queryString, readOnlyTree, context, params,
+						   queryEnv, dest, qc);
+
+	if (renames)
 		outbox_utility_after_rename((RenameStmt *) pstmt->utilityStmt);
-	if (outbox_statement_commits_prepared(pstmt->utilityStmt))
+	if (commits_prepared)
 		outbox_utility_after_commit_prepared();
 }
 
@@ -335,9 +352,9 @@ outbox_utility_transaction_ended(ResourceReleasePhase phase, bool isCommit,
 	if (OidIsValid(held_database))
 		outbox_registry_release(held_database);
 	held_database = InvalidOid;
-	if ((servers_changed || prepared_committed) && isCommit)
+	if (servers_changed && isCommit)
 		outbox_horizon_raise_lsn(XactLastCommitEnd);
-	if (prepared_committed && isCommit)
+	if (prepared_committed)
 		outbox_registry_prepared_committed(MyDatabaseId);
 	if (servers_changed && isCommit)
 		outbox_registry_database_changed(MyDatabaseId);

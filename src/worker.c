@@ -75,6 +75,9 @@
 /* After the first message, the ring is looked at. */
 #define OUTBOX_ROTATION_DELAY_MS	1000
 
+/* And after an error in that not so soon. */
+#define OUTBOX_ROTATION_ERROR_MS	60000
+
 /* How often an unchanged failure is logged again, and a different one. */
 #define OUTBOX_REMINDER_MS			(60 * 60 * 1000)
 #define OUTBOX_LOG_PAUSE_MS			1000
@@ -457,6 +460,10 @@ outbox_worker_rotate(TimestampTz now)
 	if (worker->rotate_at == 0 || now < worker->rotate_at)
 		return;
 	worker->rotated_receipt = receipt_no;
+
+	/* an error there must not be one of delivery */
+	worker->rotate_at = TimestampTzPlusMilliseconds(now,
+													OUTBOX_ROTATION_ERROR_MS);
 	worker->rotate_at = outbox_rotation_look(now);
 }
 
@@ -517,10 +524,10 @@ outbox_worker_move_messages(TimestampTz now)
 	if (may_run_sql)
 	{
 		outbox_pipeline_settle(worker->pipeline, worker->server, false);
-		if (!outbox_worker_draining())
-			outbox_worker_rotate(now);
 		worker->errors = 0;
 		worker->sql_retry_at = 0;
+		if (!outbox_worker_draining())
+			outbox_worker_rotate(now);
 	}
 	outbox_registry_set_in_flight(outbox_pipeline_in_flight(worker->pipeline));
 }
@@ -835,15 +842,16 @@ outbox_worker_recover(void)
 	OutboxFailure failure;
 	ErrorData  *error;
 	TimestampTz now;
-	int			pause;
+	bool		nearer;
+	int			pause = 0;
 
 	HOLD_INTERRUPTS();
 	MemoryContextSwitchTo(worker->context);
 	error = CopyErrorData();
 	outbox_failure_set(&failure, error->sqlerrcode, error->detail, "%s",
 					   error->message);
-	outbox_pipeline_recover(worker->pipeline, error->sqlerrcode,
-							error->message);
+	nearer = outbox_pipeline_recover(worker->pipeline, error->sqlerrcode,
+									 error->message);
 	FreeErrorData(error);
 	EmitErrorReport();
 	AbortCurrentTransaction();
@@ -855,8 +863,10 @@ outbox_worker_recover(void)
 	if (!in_transaction)
 		outbox_worker_disconnect();
 	outbox_registry_set_error(&failure);
-	pause = outbox_worker_backoff_ms(worker->errors++, OUTBOX_ERROR_FIRST_MS,
-									 OUTBOX_ERROR_LAST_MS);
+	if (!nearer)
+		pause = outbox_worker_backoff_ms(worker->errors++,
+										 OUTBOX_ERROR_FIRST_MS,
+										 OUTBOX_ERROR_LAST_MS);
 	now = GetCurrentTimestamp();
 	worker->sql_retry_at = TimestampTzPlusMilliseconds(now, pause);
 	worker->retry_at = Max(worker->retry_at, worker->sql_retry_at);

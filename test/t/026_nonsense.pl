@@ -64,6 +64,11 @@ my @cases = (
 		'unexpected method AMQP_BASIC_ACK_METHOD'
 	],
 	[
+		'a return without a message id',
+		$return . frame(2, 1, pack('nnNNn', 60, 0, 0, 0, 0)),
+		'answered a message that it was not sent'
+	],
+	[
 		'an ack of nothing', method(1, 60, 80, pack('NNC', 0, 999, 0)),
 		'answered a message that it was not sent'
 	],

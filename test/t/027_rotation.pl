@@ -67,8 +67,11 @@ wait_for(
 is(status($node, 'postgres', 'mes', 'delivered'),
 	10000, 'totals are carried on');
 
-# Its successor goes on where it was.
+# Its successor goes on where it was, in the same leaf.
+my $written = $node->safe_psql('postgres', 'SELECT amqp_outbox.leaf()');
 $node->restart;
+is($node->safe_psql('postgres', 'SELECT amqp_outbox.leaf()'),
+	$written, 'the same leaf is written after a restart');
 publish(1, 10);
 wait_settled($node, 'postgres');
 is(status($node, 'postgres', 'mes', 'delivered'),
@@ -185,7 +188,7 @@ $load = start_load($node,
 	clients => 2, rate => 40);
 foreach my $round (1 .. 2)
 {
-	my $written = $node->safe_psql('postgres', 'SELECT amqp_outbox.leaf()');
+	$written = $node->safe_psql('postgres', 'SELECT amqp_outbox.leaf()');
 
 	wait_for($node, 'postgres', "SELECT amqp_outbox.leaf() <> $written",
 		'the ring turned');

@@ -134,9 +134,23 @@ wait_for($node, 'postgres',
 $broker->thaw;
 wait_settled($node, 'postgres');
 
+# Nobody could make the key of a server that only the transaction itself sees.
+my ($ret, $stdout, $stderr) = $node->psql('postgres', <<'END');
+BEGIN;
+CREATE SERVER own FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://127.0.0.1:1');
+SELECT amqp_publish('', 'q', 'lost', server => 'own');
+PREPARE TRANSACTION 'own';
+END
+like(
+	$stderr,
+	qr/cannot prepare a transaction with the first messages to server "own"
+DETAIL: .*
+HINT: /,
+	'the first messages to a server of its own are refused');
+
 # The server of a prepared transaction stays.
 publish("PREPARE TRANSACTION 'last'", 'k1');
-my ($ret, $stdout, $stderr) = $node->psql('postgres',
+($ret, $stdout, $stderr) = $node->psql('postgres',
 	"SET lock_timeout = '100ms'; DROP SERVER mes CASCADE");
 like($stderr, qr/lock timeout/, 'its server cannot be dropped meanwhile');
 $node->safe_psql('postgres', "ROLLBACK PREPARED 'last'");

@@ -9,7 +9,8 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $broker = AmqpOutboxTest::Broker->new('unreadable');
-my $node = new_node('main', conf => 'ignore_checksum_failure = on');
+my $node = new_node('main', conf => "ignore_checksum_failure = on
+amqp_outbox.retention = 10");
 
 create_server($node, 'postgres', 'mes', $broker);
 $broker->declare_queue('q');
@@ -93,5 +94,39 @@ is( $node->safe_psql(
 	'malformed',
 	'the damaged one is a dead letter');
 
-finish_node($node, errors => qr/unexpected chunk number/);
+# A whole page, in a leaf that is read later: what is before it and behind it
+# arrives, and what is on it is known by its ids only.
+$broker->stop;
+my $leaf = $node->safe_psql('postgres', 'SELECT amqp_outbox.leaf()');
+publish('c', 'q');
+wait_for($node, 'postgres', "SELECT amqp_outbox.leaf() <> $leaf",
+	'the ring has turned');
+$leaf = $node->safe_psql('postgres', 'SELECT amqp_outbox.leaf()');
+$node->safe_psql('postgres',
+	"SELECT count(amqp_publish('', 'q', repeat('d', 500), message_id => 'd' || i))
+		FROM generate_series(1, 100) i");
+my $on_page = $node->safe_psql('postgres',
+	"SELECT count(*) FROM amqp_outbox.outbox_$leaf WHERE ctid < '(1,0)'");
+my $file = $node->data_dir . '/'
+  . $node->safe_psql('postgres',
+	"SELECT pg_relation_filepath('amqp_outbox.outbox_$leaf')");
+$node->stop;
+my $data = slurp_file($file);
+substr($data, 12, 4) = "\xff\xff\xff\xff";
+open(my $handle, '+<:raw', $file) or die "cannot open $file";
+print $handle $data;
+close($handle) or die "cannot write $file";
+$node->start;
+$broker->start;
+is( settle_and_take(),
+	join(' ', (map { "c$_" } 1 .. 50), (map { "d$_" } $on_page + 1 .. 100)),
+	'all arrive that are not on the damaged page');
+is( $node->safe_psql(
+		'postgres',
+		"SELECT count(*) FROM amqp_outbox.dead_letter WHERE message_id = ''
+			AND reason = 'malformed' AND last_error LIKE 'invalid page%'"),
+	$on_page,
+	'those on the damaged page are dead letters');
+
+finish_node($node, errors => qr/unexpected chunk number|invalid page/);
 done_testing();
