@@ -110,6 +110,20 @@ $node->append_conf('postgresql.conf', 'amqp_outbox.enabled = on');
 $node->reload;
 is(taken(1), 'h1', 'COMMIT PREPARED that no worker heard of');
 
+# Committed while a deferred message, due later than it, is in flight.
+publish("PREPARE TRANSACTION 'early'", 'l1');
+$node->safe_psql('postgres',
+	"SELECT amqp_publish('', 'later', 'x', server => 'mes')");
+wait_for($node, 'postgres', 'SELECT count(*) = 1 FROM amqp_outbox.deferred');
+$broker->declare_queue('later');
+$broker->freeze;
+$node->safe_psql('postgres', 'SELECT amqp_outbox.wake()');
+wait_for($node, 'postgres',
+	"SELECT in_flight = 1 FROM amqp_outbox.server_status WHERE server = 'mes'");
+$node->safe_psql('postgres', "COMMIT PREPARED 'early'");
+$broker->thaw;
+is(taken(1), 'l1', 'COMMIT PREPARED beside deferred messages');
+
 # Servers that come and change with a prepared transaction.
 $node->safe_psql('postgres', <<"END");
 BEGIN;
