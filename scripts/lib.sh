@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 #
-# lib.sh: what demo, test and bench have in common.  Sourced, never run.
+# lib.sh: what demo, test, breaks and bench have in common.  Sourced, never run.
 #
 # A script that uses it runs twice:
 #

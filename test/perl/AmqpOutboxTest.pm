@@ -72,6 +72,20 @@ INIT
 	  foreach 'HUP', 'INT', 'TERM';
 }
 
+# Who wants to know only whether a test fails (scripts/breaks) need not wait for
+# its end.
+if ($ENV{OUTBOX_FIRST_FAILURE})
+{
+	my $ok = \&Test::Builder::ok;
+
+	no warnings 'redefine';
+	*Test::Builder::ok = sub {
+		local $Test::Builder::Level = $Test::Builder::Level + 1;
+		exit 1 unless $ok->(@_);
+		return 1;
+	};
+}
+
 #
 # Servers
 #

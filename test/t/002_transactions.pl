@@ -77,6 +77,12 @@ SAVEPOINT s; SELECT p('b'); SAVEPOINT t; SELECT p('c'); RELEASE t; SELECT p('d')
 ROLLBACK TO s; SELECT p('e');
 COMMIT;
 END
+arrives('released savepoint alone inside one rolled back', <<'END', 'a', 'c');
+BEGIN; SELECT p('a');
+SAVEPOINT s; SAVEPOINT t; SELECT p('b'); RELEASE t; ROLLBACK TO s;
+SELECT p('c');
+COMMIT;
+END
 arrives('savepoint rolled back inside one released', <<'END', 'a', 'b', 'd', 'e');
 BEGIN; SELECT p('a');
 SAVEPOINT s; SELECT p('b'); SAVEPOINT t; SELECT p('c'); ROLLBACK TO t;

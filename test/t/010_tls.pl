@@ -4,6 +4,7 @@
 use strict;
 use warnings FATAL => 'all';
 
+use AmqpOutboxPeer;
 use AmqpOutboxTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -58,7 +59,10 @@ ssl_options.keyfile = $dir/server.key
 ssl_options.verify = verify_none
 ssl_options.fail_if_no_peer_cert = false
 END
-my $node = new_node('main');
+# a name server that gives 127.0.0.1 for every name
+my $name_server = AmqpOutboxPeer::NameServer->new;
+my %environment = $name_server->environment;
+my $node = do { local %ENV = (%ENV, %environment); new_node('main') };
 
 $broker->declare_queue('q');
 create_server(
@@ -76,13 +80,14 @@ sub refused
 
 	$node->safe_psql('postgres', "ALTER SERVER mes OPTIONS ($options)")
 	  if $options;
-	wait_for(
-		$node,
-		'postgres',
-		"SELECT state = 'waiting'"
-		  . ($options ? " AND last_error_at > '$before'" : '')
-		  . ' FROM amqp_outbox.server_status',
-		$name);
+	wait_true(
+		$name,
+		sub {
+			$name_server->answer;
+			return status($node, 'postgres', 'mes',
+				"state = 'waiting'"
+				  . ($options ? " AND last_error_at > '$before'" : '')) eq 't';
+		});
 	like(status($node, 'postgres', 'mes', 'last_error'), $pattern, $name);
 	is($broker->count('q'), 0, "$name: nothing is delivered");
 	return;
@@ -112,6 +117,9 @@ refused('DROP cacertfile',
 refused("ADD cacertfile '$dir/ours.pem', SET uri 'amqps://127.0.0.2:$port'",
 	qr/could not verify the certificate of host "127.0.0.2"/,
 	'wrong address');
+refused("SET uri 'amqps://broker.test:$port'",
+	qr/could not verify the certificate of host "broker.test"/,
+	'wrong name');
 refused("SET cacertfile '$dir/missing.pem'",
 	qr/could not load CA certificates from/, 'missing CA file');
 refused("SET cacertfile '$dir/ours.pem', SET uri 'amqps://127.0.0.1:" . $broker->port . "'",

@@ -123,5 +123,27 @@ is( $node->safe_psql('postgres',
 	'delivered', 'policy accept: it counts as delivered');
 is(status($node, 'postgres', 'mes', 'accepted'), 1, 'and is counted apart');
 
+#
+# Age: attempts are left, but the first one is too long ago
+#
+
+$node->safe_psql('postgres',
+	"ALTER SERVER mes OPTIONS (SET unroutable 'retry', SET max_attempts '1000',
+		ADD max_age '1h')");
+publish('young', '', 'really nowhere');
+publish('old', '', 'really nowhere');
+wait_for($node, 'postgres',
+	'SELECT count(*) = 2 FROM amqp_outbox.deferred', 'both wait');
+$node->safe_psql('postgres',
+	"UPDATE amqp_outbox.deferred SET first_attempt_at = now() - interval '2h'
+		WHERE message_id = 'old'");
+wait_dead(3);
+is( $node->safe_psql('postgres',
+		"SELECT reason FROM amqp_outbox.dead_letter WHERE message_id = 'old'"),
+	'unroutable', 'beyond max_age: given up');
+wait_for($node, 'postgres',
+	"SELECT attempts >= 2 FROM amqp_outbox.deferred WHERE message_id = 'young'",
+	'the other one is tried again');
+
 finish_node($node);
 done_testing();

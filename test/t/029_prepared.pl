@@ -9,7 +9,9 @@ use AmqpOutboxTest;
 use Test::More;
 
 my $broker = AmqpOutboxTest::Broker->new('prepared');
-my $node = new_node('main', conf => 'max_prepared_transactions = 20');
+# nobody is to wait for a prepared transaction
+my $node = new_node('main',
+	conf => "max_prepared_transactions = 20\nlock_timeout = '10s'");
 
 create_server($node, 'postgres', 'mes', $broker);
 create_server($node, 'postgres', 'erp', $broker);
@@ -80,12 +82,16 @@ publish("PREPARE TRANSACTION 'fast'", 'f1');
 publish("PREPARE TRANSACTION 'rolled back'", 'lost');
 $node->restart;
 publish("PREPARE TRANSACTION 'crash'", 'f2');
+my $next_id = 'SELECT next_id FROM amqp_outbox.horizon()';
+my $before = $node->safe_psql('postgres', $next_id);
 $node->stop('immediate');
 $node->start;
 is($node->safe_psql('postgres', 'SELECT count(*) FROM pg_prepared_xacts'),
 	3, 'still prepared');
 publish('COMMIT', 'g1');
-is(taken(1), 'g1', 'ids go on behind those of prepared transactions');
+is(taken(1), 'g1', 'others go on');
+is($node->safe_psql('postgres', $next_id),
+	$before + 1, 'with ids behind those of prepared transactions');
 $node->safe_psql('postgres', "COMMIT PREPARED 'fast'");
 is(taken(1), 'f1', 'COMMIT PREPARED after a restart');
 $node->safe_psql('postgres', "ROLLBACK PREPARED 'rolled back'");
@@ -123,6 +129,29 @@ wait_for($node, 'postgres',
 $node->safe_psql('postgres', "COMMIT PREPARED 'early'");
 $broker->thaw;
 is(taken(1), 'l1', 'COMMIT PREPARED beside deferred messages');
+
+# One of an ordering key waits: what is prepared behind it does so, too.
+$broker->declare_exchange('e', 'topic');
+$broker->bind_queue('q', 'e', 'good');
+$node->safe_psql('postgres', <<'END');
+SELECT amqp_publish('e', 'later', 'n1', ordering_key => 'n', server => 'mes');
+END
+wait_for($node, 'postgres',
+	"SELECT attempts > 0 FROM amqp_outbox.deferred WHERE ordering_key = 'n'",
+	'a message that waits');
+$node->safe_psql('postgres', <<'END');
+BEGIN;
+SELECT amqp_publish('e', 'good', 'n2', ordering_key => 'n', server => 'mes');
+PREPARE TRANSACTION 'key';
+COMMIT PREPARED 'key';
+END
+wait_for(
+	$node, 'postgres', "SELECT count(*) = 1 FROM amqp_outbox.deferred
+		WHERE ordering_key = 'n' AND due_at = 'infinity'",
+	'one that is held behind it');
+$broker->bind_queue('q', 'e', 'later');
+$node->safe_psql('postgres', 'SELECT amqp_outbox.wake()');
+is(taken(2), 'n1 n2', 'behind a message of its ordering key that waits');
 
 # Servers that come and change with a prepared transaction.
 $node->safe_psql('postgres', <<"END");
