@@ -32,6 +32,7 @@
 
 struct OutboxDestinations
 {
+	int			used;			/* entries in use */
 	OutboxDestination entries[OUTBOX_MAX_DESTINATIONS];
 };
 
@@ -91,6 +92,7 @@ outbox_destinations_failed(OutboxDestinations *destinations,
 	if (entry == NULL)
 	{
 		entry = outbox_destinations_take(destinations);
+		destinations->used += entry->in_use ? 0 : 1;
 		memset(entry, 0, sizeof(*entry));
 		entry->in_use = true;
 		strlcpy(entry->exchange, msg->exchange, sizeof(entry->exchange));
@@ -120,11 +122,27 @@ outbox_destinations_find(OutboxDestinations *destinations,
 								   OUTBOX_DESTINATION_LAST_MS))
 	{
 		entry->in_use = false;
+		destinations->used--;
 		return NULL;
 	}
 	entry->not_before = TimestampTzPlusMilliseconds(now,
 													OUTBOX_DESTINATION_TRY_MS);
 	return NULL;
+}
+
+void
+outbox_destinations_succeeded(OutboxDestinations *destinations,
+							  const OutboxMessage *msg)
+{
+	OutboxDestination *entry;
+
+	/* delivered messages are many, entries are few and mostly none */
+	while (destinations->used > 0 &&
+		   (entry = outbox_destinations_match(destinations, msg)) != NULL)
+	{
+		entry->in_use = false;
+		destinations->used--;
+	}
 }
 
 void

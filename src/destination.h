@@ -44,6 +44,10 @@ extern const OutboxDestination *outbox_destinations_find(OutboxDestinations *des
 														 const OutboxMessage *msg,
 														 TimestampTz now);
 
+/* The broker took this message or returned it: its destination is there. */
+extern void outbox_destinations_succeeded(OutboxDestinations *destinations,
+										  const OutboxMessage *msg);
+
 /* Somebody may have repaired something: try all of them again. */
 extern void outbox_destinations_forget(OutboxDestinations *destinations);
 

@@ -671,6 +671,21 @@ outbox_pipeline_disconnected(OutboxPipeline *pipeline)
 	pipeline->suspects = 0;
 }
 
+/* Which of the n oldest messages show that their exchange is there? */
+static void
+outbox_pipeline_learn(OutboxPipeline *pipeline, int n)
+{
+	for (int i = 0; i < n; i++)
+	{
+		OutboxEntry *entry = outbox_ledger_get(pipeline->ledger, i);
+
+		if (entry->outcome == OUTBOX_DELIVERED ||
+			entry->outcome == OUTBOX_RETURNED)
+			outbox_destinations_succeeded(pipeline->destinations,
+										  entry->message);
+	}
+}
+
 /* The transaction of a receipt over the n oldest messages. */
 static void
 outbox_pipeline_write_receipt(OutboxPipeline *pipeline,
@@ -699,6 +714,7 @@ outbox_pipeline_write_receipt(OutboxPipeline *pipeline,
 	pipeline->deferred -= deferred;
 	pipeline->due_floor = due_floor;
 	pipeline->next_due = next_due;
+	outbox_pipeline_learn(pipeline, n);
 	outbox_ledger_remove(pipeline->ledger, n);
 }
 

@@ -50,5 +50,24 @@ wait_settled($node, 'postgres');
 is_deeply([ sort { $a <=> $b } @bodies ], [ map { 2 * $_ - 1 } 1 .. $count ],
 	'and arrive once when the exchange is there');
 
+#
+# Nobody tells the worker that it is there again: it learns by trying
+#
+
+$broker->tool('delete-exchange', 'missing');
+$node->safe_psql('postgres', "SELECT amqp_publish('missing', 'q', 'first')");
+wait_for($node, 'postgres',
+	'SELECT attempts > 0 FROM amqp_outbox.deferred');
+$broker->declare_exchange('missing', 'direct');
+$broker->bind_queue('q', 'missing', 'q');
+wait_settled($node, 'postgres');
+$node->safe_psql('postgres',
+	"SELECT count(amqp_publish('missing', 'q', 'later')) FROM generate_series(1, 100)");
+wait_settled($node, 'postgres');
+is( $node->safe_psql('postgres',
+		"SELECT count(*) FROM amqp_outbox.message
+		WHERE attempts = 1 AND convert_from(body, 'UTF8') = 'later'"),
+	100, 'after one that arrived the others need one attempt');
+
 finish_node($node);
 done_testing();
