@@ -42,11 +42,20 @@ class Consumer(threading.Thread):
         with self.lock:
             if self.mode == "pause" or self.ending:
                 return None
+            self.end_line()
             with open(self.path, "ab") as out, open(self.log, "ab") as log:
                 self.process = subprocess.Popen(
                     self.command(*args[self.mode]),
                     stdin=subprocess.DEVNULL, stdout=out, stderr=log)
             return self.process
+
+    def end_line(self):
+        """A process that was killed may have left half a line."""
+        with open(self.path, "ab+") as ledger:
+            if ledger.tell() > 0:
+                ledger.seek(-1, os.SEEK_END)
+                if ledger.read(1) != b"\n":
+                    ledger.write(b"\n")
 
     def run(self):
         while not self.ending:
@@ -76,6 +85,7 @@ class Consumer(threading.Thread):
         self.ending = True
         self.stop_process()
         self.join(30)
+        self.end_line()
         with open(self.path, "ab") as out:
             status = subprocess.call(self.command("get", self.queue),
                                      stdin=subprocess.DEVNULL, stdout=out,
@@ -104,10 +114,16 @@ class Arrival:
 
 
 def read_ledger(consumers):
-    """All arrivals, of each queue in their order."""
+    """All arrivals, of each queue in their order.
+
+    Half a line is none: what it was about was not acknowledged.
+    """
     arrivals = []
     for consumer in consumers:
         with open(consumer.path) as f:
             for number, line in enumerate(f, 1):
-                arrivals.append(Arrival(consumer.queue, number, line))
+                try:
+                    arrivals.append(Arrival(consumer.queue, number, line))
+                except json.JSONDecodeError:
+                    continue
     return arrivals

@@ -58,6 +58,7 @@ sub settle_and_take
 }
 
 # In the outbox, while nobody reads it.
+wait_state($node, 'postgres', 'mes', 'connected');
 $node->append_conf('postgresql.conf', 'amqp_outbox.enabled = off');
 $node->reload;
 wait_for($node, 'postgres',
