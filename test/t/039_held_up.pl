@@ -80,6 +80,25 @@ wait_status('x', 'delivered');
 wait_status('d2', 'delivered');
 is(join(' ', sort split(/ /, taken())), 'd2 x', 'nothing waits for what was discarded');
 
+# Those that wait may stand before the one that they wait for: it goes all the
+# same.
+publish('s', 'soon', 's1');
+wait_status('s1', 'retrying');
+$broker->bind_queue('q', 'e', 'soon');
+$broker->freeze;
+publish(undef, 'good', 'z');
+wait_for($node, 'postgres',
+	'SELECT in_flight = 1 FROM amqp_outbox.server_status');
+publish('s', 'good', 's2');
+$node->safe_psql('postgres', 'UPDATE amqp_outbox.deferred SET due_at = now();
+	SELECT amqp_outbox.wake()');
+wait_for($node, 'postgres',
+	'SELECT in_flight = 2 FROM amqp_outbox.server_status',
+	'the deferred one is sent');
+$broker->thaw;
+wait_settled($node, 'postgres');
+is(taken(), 'z s1 s2', 'and those that wait follow');
+
 # A key with steady traffic: it must catch up with itself.
 publish('a', 'later', 'a1');
 wait_status('a1', 'retrying');
