@@ -369,7 +369,8 @@ class Track(threading.Thread):
         self.say(f"{event.text} ({self.name}{lasts})")
         try:
             next(generator)
-        except (Trouble, psycopg2.Error, ProcessLookupError) as e:
+        except (Trouble, psycopg2.Error, ProcessLookupError,
+                StopIteration) as e:
             self.say(f"{event.text}: could not be, {str(e).strip()[:50]!r}")
             return
         name = event.fault.name
