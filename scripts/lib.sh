@@ -183,11 +183,15 @@ allow_clusters()
 # Outside: the directory, the run inside, and the end
 #
 
-# processes_inside: ids of all processes whose current directory is in $WORK
+# processes_inside: ids of all processes whose current directory is in $WORK, or
+# that were started there: a daemon leaves its directory, not its environment
 processes_inside()
 {
-	find /proc -mindepth 2 -maxdepth 2 -name cwd \
-		\( -lname "$WORK" -o -lname "$WORK/*" \) 2>/dev/null | cut -d / -f 3
+	{
+		find /proc -mindepth 2 -maxdepth 2 -name cwd \
+			\( -lname "$WORK" -o -lname "$WORK/*" \) 2>/dev/null
+		grep -lsxzF "WORK=$WORK" /proc/[0-9]*/environ
+	} | cut -d / -f 3 | sort -u
 }
 
 # End whatever still runs inside: servers in good order first, then the rest.
