@@ -248,6 +248,7 @@ go_inside()
 	trap 'exit 129' HUP
 	trap 'exit 130' INT
 	trap 'exit 143' TERM
+	export -n WORK		# the processes out here are not inside
 	WORK=$(mktemp -d "${TMPDIR:-/tmp}/amqp_outbox.XXXXXX") || exit 1
 	WORK=$(cd "$WORK" && pwd -P)
 	touch "$WORK/$MARKER"
