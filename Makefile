@@ -12,7 +12,7 @@ PGFILEDESC = "amqp_outbox - transactional outbox for AMQP"
 ROOMS = message settings horizon registry shared catalog leaf option server \
 	flush buffer store ordering ledger settlement destination stream properties \
 	wire login returned transport_amqp091 pipeline rotation worker launcher \
-	utility publish monitor amqp_outbox
+	utility enqueue publish monitor amqp_outbox
 OBJS = $(patsubst %,src/%.o,$(ROOMS))
 
 REGRESS = $(patsubst sql/%.sql,%,$(filter-out sql/amqp_outbox--%, \
