@@ -68,6 +68,7 @@ CREATE TABLE amqp_outbox.outbox (
 	app_id text,
 	mandatory boolean,
 	ordering_key text,
+	expires_at timestamptz,
 	PRIMARY KEY (server_key, id),
 	CONSTRAINT leaves_only CHECK (false) NO INHERIT
 );
@@ -135,15 +136,14 @@ COMMENT ON TABLE amqp_outbox.dead_letter IS
 'messages given up, with the reason; see amqp_outbox.requeue() and amqp_outbox.discard()';
 
 CREATE TABLE amqp_outbox.late (
-	server_key integer NOT NULL,
-	id bigint NOT NULL,
+	LIKE amqp_outbox.outbox,
 	delivered_at timestamptz,
 	attempts integer NOT NULL,
 	PRIMARY KEY (server_key, id),
 	CONSTRAINT leaves_only CHECK (false) NO INHERIT
 );
 COMMENT ON TABLE amqp_outbox.late IS
-'when deferred messages were delivered in the end (null: discarded instead); append-only; rows stand in its leaves';
+'deferred messages that were delivered in the end, and dead letters that were discarded (delivered_at is null); append-only; rows stand in its leaves';
 
 --
 -- The ring: what is only appended to stands in leaves, of which one is
@@ -168,8 +168,8 @@ BEGIN
 	END LOOP;
 END $$;
 
--- What is settled is not dumped again with its body: it must not be delivered
--- twice.  Note that pg_dump --schema-only dumps these rows too.
+-- What is settled is not dumped with its body: it must not be delivered twice.
+-- Note that pg_dump --schema-only dumps these rows too.
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.identity', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.server_key', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.deferred', '');
@@ -179,8 +179,6 @@ BEGIN
 	FOR leaf IN 0 .. 3 LOOP
 		PERFORM pg_catalog.pg_extension_config_dump(
 			pg_catalog.format('amqp_outbox.receipt_%s', leaf)::pg_catalog.regclass, '');
-		PERFORM pg_catalog.pg_extension_config_dump(
-			pg_catalog.format('amqp_outbox.late_%s', leaf)::pg_catalog.regclass, '');
 		PERFORM pg_catalog.pg_extension_config_dump(
 			pg_catalog.format('amqp_outbox.outbox_%s', leaf)::pg_catalog.regclass,
 			pg_catalog.format('WHERE NOT EXISTS (SELECT FROM amqp_outbox.receipt r
@@ -237,10 +235,16 @@ END $$;
 --	server				default: amqp_outbox.default_server, else the only one
 --	ordering_key		at most 255 bytes; messages of the same key and server
 --						do not overtake each other, whatever fails; default: none
+--	delay, deliver_at	not to be sent before so long from now, or before that
+--						time; later messages of its ordering key wait for it
+--	ttl					not to be sent later than so long from now, or from
+--						deliver_at: then it is a dead letter, expired; what
+--						remains when it is sent is its expiration at the broker
 --
 -- Returns the message id.  Errors: 22004 for a null, 22001 and 22023 for what
--- AMQP does not allow, 54000 for what is too large, 42704 for an unknown
--- server, 42501 without USAGE on it, 25006 in a read-only transaction.
+-- AMQP does not allow, 22008 and 22015 for times, 54000 for what is too large,
+-- 42704 for an unknown server, 42501 without USAGE on it, 25006 in a read-only
+-- transaction.
 --
 CREATE FUNCTION amqp_publish(exchange text, routing_key text, body jsonb,
 	headers jsonb DEFAULT NULL, content_type text DEFAULT NULL,
@@ -250,7 +254,9 @@ CREATE FUNCTION amqp_publish(exchange text, routing_key text, body jsonb,
 	message_id text DEFAULT NULL, message_timestamp timestamptz DEFAULT NULL,
 	type text DEFAULT NULL, user_id text DEFAULT NULL,
 	app_id text DEFAULT NULL, mandatory boolean DEFAULT NULL,
-	server text DEFAULT NULL, ordering_key text DEFAULT NULL)
+	server text DEFAULT NULL, ordering_key text DEFAULT NULL,
+	delay interval DEFAULT NULL, deliver_at timestamptz DEFAULT NULL,
+	ttl interval DEFAULT NULL)
 RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'outbox_sql_publish_jsonb';
 
@@ -262,7 +268,9 @@ CREATE FUNCTION amqp_publish(exchange text, routing_key text, body json,
 	message_id text DEFAULT NULL, message_timestamp timestamptz DEFAULT NULL,
 	type text DEFAULT NULL, user_id text DEFAULT NULL,
 	app_id text DEFAULT NULL, mandatory boolean DEFAULT NULL,
-	server text DEFAULT NULL, ordering_key text DEFAULT NULL)
+	server text DEFAULT NULL, ordering_key text DEFAULT NULL,
+	delay interval DEFAULT NULL, deliver_at timestamptz DEFAULT NULL,
+	ttl interval DEFAULT NULL)
 RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'outbox_sql_publish_json';
 
@@ -274,7 +282,9 @@ CREATE FUNCTION amqp_publish(exchange text, routing_key text, body text,
 	message_id text DEFAULT NULL, message_timestamp timestamptz DEFAULT NULL,
 	type text DEFAULT NULL, user_id text DEFAULT NULL,
 	app_id text DEFAULT NULL, mandatory boolean DEFAULT NULL,
-	server text DEFAULT NULL, ordering_key text DEFAULT NULL)
+	server text DEFAULT NULL, ordering_key text DEFAULT NULL,
+	delay interval DEFAULT NULL, deliver_at timestamptz DEFAULT NULL,
+	ttl interval DEFAULT NULL)
 RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'outbox_sql_publish_text';
 
@@ -286,7 +296,9 @@ CREATE FUNCTION amqp_publish(exchange text, routing_key text, body bytea,
 	message_id text DEFAULT NULL, message_timestamp timestamptz DEFAULT NULL,
 	type text DEFAULT NULL, user_id text DEFAULT NULL,
 	app_id text DEFAULT NULL, mandatory boolean DEFAULT NULL,
-	server text DEFAULT NULL, ordering_key text DEFAULT NULL)
+	server text DEFAULT NULL, ordering_key text DEFAULT NULL,
+	delay interval DEFAULT NULL, deliver_at timestamptz DEFAULT NULL,
+	ttl interval DEFAULT NULL)
 RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'outbox_sql_publish_bytea';
 
@@ -313,7 +325,7 @@ CREATE FUNCTION amqp_outbox.uncommitted(
 	OUT priority smallint, OUT correlation_id text, OUT reply_to text,
 	OUT expiration_ms bigint, OUT message_timestamp timestamptz,
 	OUT type text, OUT user_id text, OUT app_id text, OUT mandatory boolean,
-	OUT ordering_key text)
+	OUT ordering_key text, OUT expires_at timestamptz, OUT due_at timestamptz)
 RETURNS SETOF record LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'outbox_sql_uncommitted';
 COMMENT ON FUNCTION amqp_outbox.uncommitted() IS
@@ -351,36 +363,47 @@ WITH settled AS MATERIALIZED (
 	FROM amqp_outbox.server_key k
 )
 SELECT s.server, o.id, o.message_id,
-	CASE WHEN o.id > s.through_id THEN 'pending'
-		WHEN l.id IS NOT NULL AND l.delivered_at IS NULL THEN 'discarded'
-		ELSE 'delivered' END AS status,
+	CASE WHEN o.id > s.through_id THEN 'pending' ELSE 'delivered' END AS status,
 	o.exchange, o.routing_key, o.body, o.headers, o.content_type,
 	o.content_encoding, o.persistent, o.priority, o.correlation_id, o.reply_to,
 	o.expiration_ms::float8 * interval '1 millisecond' AS expiration,
 	o.message_timestamp, o.type, o.user_id, o.app_id, o.mandatory,
-	o.ordering_key, o.enqueued_at, NULL::timestamptz AS due_at,
-	CASE WHEN l.id IS NOT NULL THEN l.delivered_at
-		WHEN o.id <= s.through_id THEN (SELECT r.settled_at
-			FROM amqp_outbox.receipt r
-			WHERE r.server_key = o.server_key AND r.through_id >= o.id
-			ORDER BY r.through_id, r.receipt_no LIMIT 1) END AS delivered_at,
-	CASE WHEN o.id <= s.through_id THEN coalesce(l.attempts, 1) ELSE 0 END AS attempts,
+	o.ordering_key, o.expires_at, o.enqueued_at, NULL::timestamptz AS due_at,
+	CASE WHEN o.id <= s.through_id THEN (SELECT r.settled_at
+		FROM amqp_outbox.receipt r
+		WHERE r.server_key = o.server_key AND r.through_id >= o.id
+		ORDER BY r.through_id, r.receipt_no LIMIT 1) END AS delivered_at,
+	CASE WHEN o.id <= s.through_id THEN 1 ELSE 0 END AS attempts,
 	NULL::text AS last_error
 FROM amqp_outbox.outbox o
 	JOIN settled s ON s.server_key = o.server_key
-	LEFT JOIN amqp_outbox.late l ON l.server_key = o.server_key AND l.id = o.id
 WHERE NOT EXISTS (SELECT FROM amqp_outbox.deferred d
 	WHERE d.server_key = o.server_key AND d.id = o.id)
 	AND NOT EXISTS (SELECT FROM amqp_outbox.dead_letter d
 	WHERE d.server_key = o.server_key AND d.id = o.id)
+	AND NOT EXISTS (SELECT FROM amqp_outbox.late l
+	WHERE l.server_key = o.server_key AND l.id = o.id)
+UNION ALL
+SELECT s.server, l.id, l.message_id,
+	CASE WHEN l.delivered_at IS NULL THEN 'discarded' ELSE 'delivered' END,
+	l.exchange, l.routing_key, l.body, l.headers, l.content_type,
+	l.content_encoding, l.persistent, l.priority, l.correlation_id, l.reply_to,
+	l.expiration_ms::float8 * interval '1 millisecond',
+	l.message_timestamp, l.type, l.user_id, l.app_id, l.mandatory,
+	l.ordering_key, l.expires_at, l.enqueued_at, NULL, l.delivered_at,
+	l.attempts, NULL
+FROM amqp_outbox.late l
+	JOIN settled s ON s.server_key = l.server_key
 UNION ALL
 SELECT s.server, d.id, d.message_id,
-	CASE WHEN d.attempts > 0 THEN 'retrying' ELSE 'pending' END,
+	CASE WHEN d.attempts > 0 THEN 'retrying'
+		WHEN d.due_at > now() AND d.due_at < 'infinity' THEN 'scheduled'
+		ELSE 'pending' END,
 	d.exchange, d.routing_key, d.body, d.headers, d.content_type,
 	d.content_encoding, d.persistent, d.priority, d.correlation_id, d.reply_to,
 	d.expiration_ms::float8 * interval '1 millisecond',
 	d.message_timestamp, d.type, d.user_id, d.app_id, d.mandatory,
-	d.ordering_key, d.enqueued_at, nullif(d.due_at, 'infinity'), NULL,
+	d.ordering_key, d.expires_at, d.enqueued_at, nullif(d.due_at, 'infinity'), NULL,
 	d.attempts, d.last_error
 FROM amqp_outbox.deferred d
 	JOIN settled s ON s.server_key = d.server_key
@@ -390,7 +413,8 @@ SELECT s.server, d.id, d.message_id, 'dead',
 	d.content_encoding, d.persistent, d.priority, d.correlation_id, d.reply_to,
 	d.expiration_ms::float8 * interval '1 millisecond',
 	d.message_timestamp, d.type, d.user_id, d.app_id, d.mandatory,
-	d.ordering_key, d.enqueued_at, NULL, NULL, d.attempts, d.last_error
+	d.ordering_key, d.expires_at, d.enqueued_at, NULL, NULL, d.attempts,
+	d.last_error
 FROM amqp_outbox.dead_letter d
 	JOIN settled s ON s.server_key = d.server_key
 UNION ALL
@@ -399,12 +423,12 @@ SELECT u.server, NULL, u.message_id, 'uncommitted',
 	u.content_encoding, u.persistent, u.priority, u.correlation_id, u.reply_to,
 	u.expiration_ms::float8 * interval '1 millisecond',
 	u.message_timestamp, u.type, u.user_id, u.app_id, u.mandatory,
-	u.ordering_key, u.enqueued_at, NULL, NULL, 0, NULL
+	u.ordering_key, u.expires_at, u.enqueued_at, u.due_at, NULL, 0, NULL
 FROM amqp_outbox.uncommitted() u;
 COMMENT ON VIEW amqp_outbox.message IS
 'every message that is still stored, with what became of it';
 COMMENT ON COLUMN amqp_outbox.message.status IS
-'uncommitted: of the own transaction; pending; retrying: came back, will be tried again at due_at; delivered: confirmed by the broker; dead: given up, a dead letter; discarded';
+'uncommitted: of the own transaction; pending; scheduled: will be sent at due_at; retrying: came back, will be tried again at due_at; delivered: confirmed by the broker; dead: given up, a dead letter; discarded';
 
 CREATE VIEW amqp_outbox.server_status AS
 SELECT s.srvname AS server,
@@ -489,14 +513,16 @@ AS $$
 			enqueued_at, exchange, routing_key, body, headers, content_type,
 			content_encoding, persistent, priority, correlation_id, reply_to,
 			expiration_ms, message_timestamp, type, user_id, app_id, mandatory,
-			ordering_key, due_at, attempts, first_attempt_at, last_attempt_at,
-			possible_duplicate, reply_code, last_error)
+			ordering_key, expires_at, due_at, attempts, first_attempt_at,
+			last_attempt_at, possible_duplicate, reply_code, last_error)
 		SELECT g.server_key, g.id, g.message_id,
 			g.enqueued_at, g.exchange, g.routing_key, g.body, g.headers,
 			g.content_type, g.content_encoding, g.persistent, g.priority,
 			g.correlation_id, g.reply_to, g.expiration_ms,
 			g.message_timestamp, g.type, g.user_id, g.app_id, g.mandatory,
-			g.ordering_key, now(), 0, now(), g.last_attempt_at,
+			g.ordering_key,
+			CASE WHEN g.reason <> 'expired' THEN g.expires_at END,
+			now(), 0, now(), g.last_attempt_at,
 			g.possible_duplicate, g.reply_code, g.last_error
 		FROM gone g
 	)
@@ -504,7 +530,7 @@ AS $$
 $$;
 COMMENT ON FUNCTION amqp_outbox.requeue(name, bigint, text,
 	amqp_outbox.dead_reason, text) IS
-'send dead letters again, with their message ids and with attempts counted anew';
+'send dead letters again, with their message ids and with attempts counted anew; one that has expired does not expire again';
 
 CREATE FUNCTION amqp_outbox.discard(server name DEFAULT NULL,
 	id bigint DEFAULT NULL, message_id text DEFAULT NULL,
@@ -526,10 +552,16 @@ BEGIN
 			AND ($3 IS NULL OR d.message_id = $3)
 			AND ($4 IS NULL OR d.reason = $4)
 			AND ($5 IS NULL OR d.exchange = $5)
-			RETURNING k.server, d.server_key, d.id, d.message_id, d.attempts
+			RETURNING k.server, d.*
 		), noted AS (
-			INSERT INTO amqp_outbox.late_%s (server_key, id, attempts)
-			SELECT g.server_key, g.id, g.attempts FROM gone g
+			INSERT INTO amqp_outbox.late_%s
+			SELECT g.server_key, g.id, g.message_id, g.enqueued_at, g.exchange,
+				g.routing_key, g.body, g.headers, g.content_type,
+				g.content_encoding, g.persistent, g.priority, g.correlation_id,
+				g.reply_to, g.expiration_ms, g.message_timestamp, g.type,
+				g.user_id, g.app_id, g.mandatory, g.ordering_key, g.expires_at,
+				NULL, g.attempts
+			FROM gone g
 		)
 		SELECT g.server, g.id, g.message_id FROM gone g', amqp_outbox.leaf())
 	USING server, id, message_id, reason, exchange;

@@ -30,12 +30,13 @@ SELECT amqp_publish(exchange => 'ex', routing_key => 'rk', body => '{}'::jsonb,
 	expiration => '1 day 0.5 s', message_id => 'own-id',
 	message_timestamp => '2026-01-02 03:04:05.678+00', type => 'order.released',
 	user_id => 'guest', app_id => 'mes', mandatory => true, server => 'mes',
-	ordering_key => 'order 4711');
+	ordering_key => 'order 4711', deliver_at => '2100-01-01 00:00:00+00', ttl => '1 day');
 \x
 SELECT server, id, message_id, status, exchange, routing_key, body, headers, content_type,
 	content_encoding, persistent, priority, correlation_id, reply_to, expiration,
 	message_timestamp AT TIME ZONE 'UTC' AS message_timestamp, type, user_id, app_id, mandatory,
-	ordering_key, enqueued_at <= clock_timestamp() AS enqueued, due_at, delivered_at, attempts, last_error
+	ordering_key, expires_at AT TIME ZONE 'UTC' AS expires_at, enqueued_at <= clock_timestamp() AS enqueued,
+	due_at AT TIME ZONE 'UTC' AS due_at, delivered_at, attempts, last_error
 	FROM amqp_outbox.message;
 \x
 ROLLBACK;
@@ -81,6 +82,12 @@ SELECT amqp_publish('ex', 'rk', 'x', expiration => '-1 ms');
 SELECT amqp_publish('ex', 'rk', 'x', expiration => '50 days');
 SELECT amqp_publish('ex', 'rk', 'x', message_timestamp => '1969-12-31 23:59:59+00');
 SELECT amqp_publish('ex', 'rk', 'x', message_timestamp => 'infinity');
+SELECT amqp_publish('ex', 'rk', 'x', delay => '-1 s');
+SELECT amqp_publish('ex', 'rk', 'x', delay => '1 s', deliver_at => now());
+SELECT amqp_publish('ex', 'rk', 'x', delay => '1000000 years');
+SELECT amqp_publish('ex', 'rk', 'x', deliver_at => 'infinity');
+SELECT amqp_publish('ex', 'rk', 'x', ttl => '0');
+SELECT amqp_publish('ex', 'rk', 'x', ttl => '-1 month');
 BEGIN;
 SELECT amqp_publish('ex', 'rk', 'x', message_id => 'm', priority => 0, expiration => '0',
 	message_timestamp => '1970-01-01 00:00:00+00');

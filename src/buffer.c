@@ -26,6 +26,7 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
@@ -37,6 +38,7 @@
 #include "catalog.h"
 #include "flush.h"
 #include "horizon.h"
+#include "registry.h"
 
 /* An open subtransaction that has put messages. */
 typedef struct OutboxLevel
@@ -55,12 +57,14 @@ typedef struct OutboxRange
 typedef struct OutboxBuffer
 {
 	MemoryContext context;		/* below TopTransactionContext */
-	TupleDesc	tupdesc;		/* of the outbox */
+	TupleDesc	tupdesc;		/* of buffered messages */
 	Tuplestorestate *store;
 	int			visit_pointer;	/* read pointer of outbox_buffer_visit() */
 	int64		count;			/* messages put, dropped ones too */
 	int64		dropped;
 	List	   *servers;		/* OIDs */
+	bool		scheduled;		/* one or more had a due time */
+	TimestampTz due_from;		/* of those written to be sent later; 0: none */
 	bool		spoilt;
 	bool		flushed;
 
@@ -74,7 +78,10 @@ typedef struct OutboxBuffer
 
 static OutboxBuffer *buffer = NULL;
 
-/* The outbox's columns, remembered for the life of the session. */
+/*
+ * The outbox's columns and the due time, remembered for the life of the
+ * session.
+ */
 static TupleDesc
 outbox_buffer_tupdesc(void)
 {
@@ -92,7 +99,11 @@ outbox_buffer_tupdesc(void)
 		elog(ERROR, "table \"%s\" has an unexpected shape",
 			 RelationGetRelationName(rel));
 	old_context = MemoryContextSwitchTo(TopMemoryContext);
-	tupdesc = CreateTupleDescCopy(RelationGetDescr(rel));
+	tupdesc = CreateTemplateTupleDesc(OUTBOX_NBUFFERED_COLUMNS);
+	for (int i = 1; i <= OUTBOX_NCOLUMNS; i++)
+		TupleDescCopyEntry(tupdesc, i, RelationGetDescr(rel), i);
+	TupleDescInitEntry(tupdesc, OUTBOX_BUFFERED_COL_DUE_AT + 1, "due_at",
+					   TIMESTAMPTZOID, -1, 0);
 	MemoryContextSwitchTo(old_context);
 	table_close(rel, AccessShareLock);
 	tupdesc_relid = relid;
@@ -198,6 +209,7 @@ outbox_buffer_put(Oid serverid, Datum *values, bool *isnull)
 	isnull[OUTBOX_COL_SERVER_KEY] = false;
 	values[OUTBOX_COL_ID] = Int64GetDatum(0);
 	isnull[OUTBOX_COL_ID] = false;
+	buffer->scheduled |= !isnull[OUTBOX_BUFFERED_COL_DUE_AT];
 
 	buffer->spoilt = true;
 	tuplestore_putvalues(buffer->store, buffer->tupdesc, values, isnull);
@@ -332,9 +344,9 @@ outbox_buffer_flush(bool prepare)
 		/* locks on several servers are always taken in one order */
 		list_sort(buffer->servers, list_oid_cmp);
 		flush = prepare ? outbox_flush_begin_prepared(n, buffer->servers) :
-			outbox_flush_begin(n, buffer->servers);
+			outbox_flush_begin(n, buffer->servers, buffer->scheduled);
 		outbox_buffer_visit(outbox_buffer_add_to_flush, flush);
-		outbox_flush_end(flush);
+		buffer->due_from = outbox_flush_end(flush);
 	}
 	tuplestore_end(buffer->store);
 	buffer->store = NULL;
@@ -354,8 +366,10 @@ outbox_buffer_xact_callback(XactEvent event, void *arg)
 			outbox_buffer_flush(true);
 			break;
 		case XACT_EVENT_COMMIT:
-			buffer = NULL;
 			outbox_horizon_clear(XactLastCommitEnd);
+			if (buffer && buffer->due_from != 0)
+				outbox_registry_deferred(MyDatabaseId, buffer->due_from);
+			buffer = NULL;
 			break;
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PREPARE:

@@ -16,7 +16,7 @@
 extern void outbox_buffer_install_callbacks(void);
 
 /*
- * Add a message: the columns of amqp_outbox.outbox (catalog.h), of which the
+ * Add a message: the columns of a buffered one (catalog.h), of which the
  * server's key and the id are filled in here and at the flush.  Everything in
  * values must be detoasted.  Errors: 55000 if the transaction is about to
  * commit or an earlier error has spoilt the buffer; 53400 and the like if it
@@ -26,8 +26,8 @@ extern void outbox_buffer_put(Oid serverid, Datum *values, bool *isnull);
 
 /*
  * Call visit for each message that would be written if the transaction
- * committed now.  The slot has the columns of the outbox, with the OID of the
- * server in the place of its key and no id.
+ * committed now.  The slot has the columns of a buffered message, with the OID
+ * of the server in the place of its key and no id.
  */
 typedef void (*OutboxBufferVisitor) (TupleTableSlot *message, void *arg);
 extern void outbox_buffer_visit(OutboxBufferVisitor visit, void *arg);

@@ -42,7 +42,15 @@ enum OutboxColumn
 	OUTBOX_COL_APP_ID,
 	OUTBOX_COL_MANDATORY,
 	OUTBOX_COL_ORDERING_KEY,
+	OUTBOX_COL_EXPIRES_AT,
 	OUTBOX_NCOLUMNS
+};
+
+/* A buffered message has one more: null, or not to be sent before that time. */
+enum OutboxBufferedColumn
+{
+	OUTBOX_BUFFERED_COL_DUE_AT = OUTBOX_NCOLUMNS,
+	OUTBOX_NBUFFERED_COLUMNS
 };
 
 /* Columns of amqp_outbox.deferred behind those of the outbox. */

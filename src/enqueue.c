@@ -60,15 +60,14 @@ static const struct
 /* What defaults add to the short strings: an id, a content type. */
 #define OUTBOX_DEFAULT_PROPERTIES	128
 
-/* RabbitMQ takes an expiration of up to 2^32 - 1 ms. */
-#define OUTBOX_EXPIRATION_MAX		INT64CONST(4294967295)
-
 void
 outbox_draft_init(OutboxDraft *draft, const char *of, const char *what)
 {
 	draft->of = of;
 	draft->what = what;
 	draft->server = NULL;
+	draft->delay = NULL;
+	draft->ttl = NULL;
 	memset(draft->isnull, true, sizeof(draft->isnull));
 	draft->content_type = NULL;
 	draft->content_encoding = NULL;
@@ -220,12 +219,12 @@ outbox_draft_set_expiration(OutboxDraft *draft, const Interval *expiration)
 {
 	double		ms = outbox_interval_ms(expiration);
 
-	if (ms < 0 || ms > OUTBOX_EXPIRATION_MAX)
+	if (ms < 0 || ms > OUTBOX_EXPIRATION_MAX_MS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERVAL_FIELD_OVERFLOW),
 				 errmsg("expiration is out of range"),
 				 errhint("It must be from 0 to " INT64_FORMAT " milliseconds, about 49 days.",
-						 OUTBOX_EXPIRATION_MAX)));
+						 OUTBOX_EXPIRATION_MAX_MS)));
 	outbox_draft_set(draft, OUTBOX_COL_EXPIRATION_MS,
 					 Int64GetDatum((int64) ms));
 }
@@ -244,6 +243,67 @@ outbox_enqueue_timestamp(const OutboxDraft *draft)
 				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
 				 errmsg("message_timestamp is out of range"),
 				 errhint("AMQP counts seconds since 1970-01-01 00:00:00 UTC.")));
+}
+
+/*
+ * A time after another one.  Errors 22015 unless the interval lies between 0,
+ * or just above it, and infinity.
+ */
+static TimestampTz
+outbox_enqueue_after(TimestampTz from, const Interval *interval,
+					 const char *name, bool positive)
+{
+	TimestampTz result =
+		DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+												TimestampTzGetDatum(from),
+												IntervalPGetDatum(interval)));
+
+	if (TIMESTAMP_NOT_FINITE(result) || result < from ||
+		(positive && result == from))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERVAL_FIELD_OVERFLOW),
+				 errmsg("%s is out of range", name),
+				 errhint(positive ? "It must be an interval greater than 0." :
+						 "It must be an interval of at least 0.")));
+	return result;
+}
+
+static void
+outbox_enqueue_check_finite(const OutboxDraft *draft, int column,
+							const char *name)
+{
+	if (!draft->isnull[column] &&
+		TIMESTAMP_NOT_FINITE(DatumGetTimestampTz(draft->values[column])))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+				 errmsg("%s must be finite", name),
+				 errhint("Leave it out for no such time.")));
+}
+
+/* When it may be sent, and when it need not be sent any more. */
+static void
+outbox_enqueue_times(OutboxDraft *draft, TimestampTz now)
+{
+	int			due_at = OUTBOX_BUFFERED_COL_DUE_AT;
+	TimestampTz from = now;
+
+	if (draft->delay && !draft->isnull[due_at])
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("delay and deliver_at exclude each other"),
+				 errhint("Say in one way when the message may be sent.")));
+	if (draft->delay)
+		outbox_draft_set(draft, due_at,
+						 TimestampTzGetDatum(outbox_enqueue_after(now, draft->delay, "delay",
+																  false)));
+	outbox_enqueue_check_finite(draft, due_at, "deliver_at");
+	if (!draft->isnull[due_at])
+		from = Max(from, DatumGetTimestampTz(draft->values[due_at]));
+	if (draft->ttl)
+		outbox_draft_set(draft, OUTBOX_COL_EXPIRES_AT,
+						 TimestampTzGetDatum(outbox_enqueue_after(from, draft->ttl, "ttl",
+																  true)));
+	outbox_enqueue_check_finite(draft, OUTBOX_COL_EXPIRES_AT, "expires_at");
 }
 
 /* Headers, and whether all properties fit into one frame of that server. */
@@ -382,6 +442,7 @@ outbox_enqueue(OutboxDraft *draft)
 								draft->content_encoding);
 	outbox_enqueue_ordering_key(draft);
 	outbox_enqueue_timestamp(draft);
+	outbox_enqueue_times(draft, now);
 	outbox_enqueue_headers(draft, size, serverid);
 	outbox_draft_set(draft, OUTBOX_COL_ENQUEUED_AT, TimestampTzGetDatum(now));
 

@@ -27,8 +27,10 @@ typedef struct OutboxDraft
 	const char *what;			/* and what its parts are: "argument" */
 
 	const char *server;			/* NULL: the default one */
-	Datum		values[OUTBOX_NCOLUMNS];	/* as amqp_outbox.outbox */
-	bool		isnull[OUTBOX_NCOLUMNS];
+	Datum		values[OUTBOX_NBUFFERED_COLUMNS];	/* see catalog.h */
+	bool		isnull[OUTBOX_NBUFFERED_COLUMNS];
+	const Interval *delay;		/* from now; NULL: none */
+	const Interval *ttl;		/* from when it may be sent; NULL: none */
 
 	/* for a message that does not say; NULL: none */
 	const char *content_type;

@@ -9,7 +9,8 @@
  *
  * A transaction that is being prepared may wait for days, and somebody else
  * will commit it.  It must not hold the horizon: its messages go to
- * amqp_outbox.deferred, where they become visible with COMMIT PREPARED.
+ * amqp_outbox.deferred, where they become visible with COMMIT PREPARED.  So do
+ * messages that are to be sent later.
  *
  *-------------------------------------------------------------------------
  */
@@ -53,22 +54,30 @@ typedef struct OutboxFlushServer
 	int32		key;
 } OutboxFlushServer;
 
-struct OutboxFlush
+/* A table that is written, and a batch of rows for it. */
+typedef struct OutboxFlushTable
 {
-	Relation	rel;			/* a leaf of the outbox, or deferred */
-	bool		deferred;
+	Relation	rel;			/* NULL: nothing is written there */
 	CatalogIndexState indexes;
 	EState	   *estate;			/* for the predicates of indexes */
 	ExprState **predicates;		/* of the indexes; NULL: none */
-	int			nservers;
-	OutboxFlushServer *servers;
-	int64		next_id;
-	int64		end_id;
 	MemoryContext batch_context;	/* copies of the rows of a batch */
 	int			nslots;			/* made so far */
 	int			nrows;			/* in the batch */
 	Size		nbytes;
 	TupleTableSlot *slots[OUTBOX_BATCH_ROWS];
+} OutboxFlushTable;
+
+struct OutboxFlush
+{
+	OutboxFlushTable outbox;	/* a leaf of it; none in a prepared transaction */
+	OutboxFlushTable deferred;
+	TimestampTz now;			/* what is due later is deferred */
+	TimestampTz due_from;		/* of those, the first; 0: none */
+	int			nservers;
+	OutboxFlushServer *servers;
+	int64		next_id;
+	int64		end_id;
 };
 
 void
@@ -164,29 +173,39 @@ outbox_flush_await_keys(List *servers)
 }
 
 static void
-outbox_flush_open(OutboxFlush *flush, Oid relid, LOCKMODE lockmode)
+outbox_flush_open(OutboxFlushTable *table, Oid relid, LOCKMODE lockmode,
+				  int ncolumns)
 {
 	ResultRelInfo *indexes;
-	int			natts = OUTBOX_NCOLUMNS +
-		(flush->deferred ? OUTBOX_NATTEMPT_COLUMNS : 0);
 
-	flush->rel = table_open(relid, lockmode);
-	if (RelationGetNumberOfAttributes(flush->rel) != natts)
+	table->batch_context = AllocSetContextCreate(CurrentMemoryContext,
+												 "amqp_outbox flush batch",
+												 ALLOCSET_DEFAULT_SIZES);
+	table->rel = table_open(relid, lockmode);
+	if (RelationGetNumberOfAttributes(table->rel) != ncolumns)
 		elog(ERROR, "table \"%s\" has an unexpected shape",
-			 RelationGetRelationName(flush->rel));
-	flush->indexes = indexes = CatalogOpenIndexes(flush->rel);
-	flush->predicates = palloc0(indexes->ri_NumIndices * sizeof(ExprState *));
+			 RelationGetRelationName(table->rel));
+	table->indexes = indexes = CatalogOpenIndexes(table->rel);
+	table->predicates = palloc0(indexes->ri_NumIndices * sizeof(ExprState *));
 	for (int i = 0; i < indexes->ri_NumIndices; i++)
 	{
 		IndexInfo  *info = indexes->ri_IndexRelationInfo[i];
 
 		if (info->ii_Predicate == NIL)
 			continue;
-		if (flush->estate == NULL)
-			flush->estate = CreateExecutorState();
-		flush->predicates[i] = ExecPrepareQual(info->ii_Predicate,
-											   flush->estate);
+		if (table->estate == NULL)
+			table->estate = CreateExecutorState();
+		table->predicates[i] = ExecPrepareQual(info->ii_Predicate,
+											   table->estate);
 	}
+}
+
+static void
+outbox_flush_open_deferred(OutboxFlush *flush)
+{
+	outbox_flush_open(&flush->deferred, outbox_catalog_relid("deferred"),
+					  RowExclusiveLock,
+					  OUTBOX_NCOLUMNS + OUTBOX_NATTEMPT_COLUMNS);
 }
 
 static OutboxFlush *
@@ -194,9 +213,7 @@ outbox_flush_create(List *servers)
 {
 	OutboxFlush *flush = palloc0(sizeof(OutboxFlush));
 
-	flush->batch_context = AllocSetContextCreate(CurrentMemoryContext,
-												 "amqp_outbox flush batch",
-												 ALLOCSET_DEFAULT_SIZES);
+	flush->now = GetCurrentTimestamp();
 
 	/* TOAST wants a snapshot, and at pre-commit there is none. */
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -206,7 +223,7 @@ outbox_flush_create(List *servers)
 }
 
 OutboxFlush *
-outbox_flush_begin(int64 n, List *servers)
+outbox_flush_begin(int64 n, List *servers, bool scheduled)
 {
 	OutboxFlush *flush = outbox_flush_create(servers);
 	Oid			relid = outbox_catalog_relid("outbox");
@@ -214,7 +231,10 @@ outbox_flush_begin(int64 n, List *servers)
 
 	outbox_flush_seed_counter(relid);
 	leaf = outbox_leaf_hold(relid);
-	outbox_flush_open(flush, outbox_catalog_leaf_relid("outbox", leaf), NoLock);
+	outbox_flush_open(&flush->outbox, outbox_catalog_leaf_relid("outbox", leaf),
+					  NoLock, OUTBOX_NCOLUMNS);
+	if (scheduled)
+		outbox_flush_open_deferred(flush);
 	flush->next_id = outbox_horizon_register(relid, n);
 	flush->end_id = flush->next_id + n;
 	return flush;
@@ -228,17 +248,15 @@ outbox_flush_begin_prepared(int64 n, List *servers)
 
 	outbox_flush_await_keys(servers);
 	flush = outbox_flush_create(servers);
-	flush->deferred = true;
 	outbox_flush_seed_counter(relid);
-	outbox_flush_open(flush, outbox_catalog_relid("deferred"),
-					  RowExclusiveLock);
+	outbox_flush_open_deferred(flush);
 	flush->next_id = outbox_horizon_take(relid, n);
 	flush->end_id = flush->next_id + n;
 	return flush;
 }
 
 static bool
-outbox_flush_satisfies(OutboxFlush *flush, ExprState *predicate,
+outbox_flush_satisfies(OutboxFlushTable *table, ExprState *predicate,
 					   TupleTableSlot *slot)
 {
 	ExprContext *econtext;
@@ -246,10 +264,10 @@ outbox_flush_satisfies(OutboxFlush *flush, ExprState *predicate,
 
 	if (predicate == NULL)
 		return true;
-	econtext = GetPerTupleExprContext(flush->estate);
+	econtext = GetPerTupleExprContext(table->estate);
 	econtext->ecxt_scantuple = slot;
 	satisfied = ExecQual(predicate, econtext);
-	ResetPerTupleExprContext(flush->estate);
+	ResetPerTupleExprContext(table->estate);
 	return satisfied;
 }
 
@@ -258,9 +276,9 @@ outbox_flush_satisfies(OutboxFlush *flush, ExprState *predicate,
  * into the table may be a toasted copy of that.
  */
 static void
-outbox_flush_index(OutboxFlush *flush, TupleTableSlot *slot)
+outbox_flush_index(OutboxFlushTable *table, TupleTableSlot *slot)
 {
-	ResultRelInfo *indexes = flush->indexes;
+	ResultRelInfo *indexes = table->indexes;
 
 	Assert(ItemPointerIsValid(&slot->tts_tid));
 	for (int i = 0; i < indexes->ri_NumIndices; i++)
@@ -272,10 +290,10 @@ outbox_flush_index(OutboxFlush *flush, TupleTableSlot *slot)
 
 		/* whoever builds it concurrently will find the row */
 		if (!info->ii_ReadyForInserts ||
-			!outbox_flush_satisfies(flush, flush->predicates[i], slot))
+			!outbox_flush_satisfies(table, table->predicates[i], slot))
 			continue;
 		FormIndexDatum(info, slot, NULL, values, isnull);
-		index_insert(index, values, isnull, &slot->tts_tid, flush->rel,
+		index_insert(index, values, isnull, &slot->tts_tid, table->rel,
 					 index->rd_index->indisunique ? UNIQUE_CHECK_YES :
 					 UNIQUE_CHECK_NO,
 					 false, info);
@@ -283,36 +301,36 @@ outbox_flush_index(OutboxFlush *flush, TupleTableSlot *slot)
 }
 
 static void
-outbox_flush_write(OutboxFlush *flush)
+outbox_flush_write(OutboxFlushTable *table)
 {
 	MemoryContext old_context;
 
-	if (flush->nrows == 0)
+	if (table->nrows == 0)
 		return;
 
-	old_context = MemoryContextSwitchTo(flush->batch_context);
-	table_multi_insert(flush->rel, flush->slots, flush->nrows,
+	old_context = MemoryContextSwitchTo(table->batch_context);
+	table_multi_insert(table->rel, table->slots, table->nrows,
 					   GetCurrentCommandId(true), 0, NULL);
-	for (int i = 0; i < flush->nrows; i++)
-		outbox_flush_index(flush, flush->slots[i]);
+	for (int i = 0; i < table->nrows; i++)
+		outbox_flush_index(table, table->slots[i]);
 	MemoryContextSwitchTo(old_context);
 
-	for (int i = 0; i < flush->nrows; i++)
-		ExecClearTuple(flush->slots[i]);
-	MemoryContextReset(flush->batch_context);
-	flush->nrows = 0;
-	flush->nbytes = 0;
+	for (int i = 0; i < table->nrows; i++)
+		ExecClearTuple(table->slots[i]);
+	MemoryContextReset(table->batch_context);
+	table->nrows = 0;
+	table->nbytes = 0;
 }
 
 /* An empty slot of the batch. */
 static TupleTableSlot *
-outbox_flush_next_slot(OutboxFlush *flush)
+outbox_flush_next_slot(OutboxFlushTable *table)
 {
-	if (flush->nrows == flush->nslots)
-		flush->slots[flush->nslots++] =
-			MakeSingleTupleTableSlot(RelationGetDescr(flush->rel),
+	if (table->nrows == table->nslots)
+		table->slots[table->nslots++] =
+			MakeSingleTupleTableSlot(RelationGetDescr(table->rel),
 									 &TTSOpsHeapTuple);
-	return flush->slots[flush->nrows];
+	return table->slots[table->nrows];
 }
 
 /* The rest of a row of amqp_outbox.deferred that nobody has tried to send. */
@@ -328,12 +346,29 @@ outbox_flush_add_attempts(Datum *values, bool *isnull, TimestampTz due_at)
 	isnull[OUTBOX_ATTEMPT_COL_POSSIBLE_DUPLICATE] = false;
 }
 
+/*
+ * Which table a message goes to: what is due later is deferred, and all of a
+ * prepared transaction is.
+ */
+static OutboxFlushTable *
+outbox_flush_table(OutboxFlush *flush, TimestampTz due_at)
+{
+	if (flush->outbox.rel == NULL)
+		return &flush->deferred;
+	if (due_at <= flush->now)
+		return &flush->outbox;
+	if (flush->due_from == 0 || due_at < flush->due_from)
+		flush->due_from = due_at;
+	return &flush->deferred;
+}
+
 void
 outbox_flush_add(OutboxFlush *flush, TupleTableSlot *message)
 {
-	TupleTableSlot *slot = outbox_flush_next_slot(flush);
 	Datum		values[OUTBOX_NCOLUMNS + OUTBOX_NATTEMPT_COLUMNS];
 	bool		isnull[OUTBOX_NCOLUMNS + OUTBOX_NATTEMPT_COLUMNS];
+	OutboxFlushTable *table;
+	TimestampTz due_at;
 	MemoryContext old_context;
 	HeapTuple	tuple;
 
@@ -345,34 +380,46 @@ outbox_flush_add(OutboxFlush *flush, TupleTableSlot *message)
 		Int32GetDatum(outbox_flush_server_key(flush,
 											  DatumGetObjectId(values[OUTBOX_COL_SERVER_KEY])));
 	values[OUTBOX_COL_ID] = Int64GetDatum(flush->next_id++);
-	if (flush->deferred)
+	due_at = DatumGetTimestampTz(message->tts_isnull[OUTBOX_BUFFERED_COL_DUE_AT] ?
+								 values[OUTBOX_COL_ENQUEUED_AT] :
+								 message->tts_values[OUTBOX_BUFFERED_COL_DUE_AT]);
+	table = outbox_flush_table(flush, due_at);
+	if (table == &flush->deferred)
 		outbox_flush_add_attempts(values + OUTBOX_NCOLUMNS,
-								  isnull + OUTBOX_NCOLUMNS,
-								  DatumGetTimestampTz(values[OUTBOX_COL_ENQUEUED_AT]));
+								  isnull + OUTBOX_NCOLUMNS, due_at);
 
-	old_context = MemoryContextSwitchTo(flush->batch_context);
-	tuple = heap_form_tuple(RelationGetDescr(flush->rel), values, isnull);
+	old_context = MemoryContextSwitchTo(table->batch_context);
+	tuple = heap_form_tuple(RelationGetDescr(table->rel), values, isnull);
 	MemoryContextSwitchTo(old_context);
-	ExecStoreHeapTuple(tuple, slot, false);
+	ExecStoreHeapTuple(tuple, outbox_flush_next_slot(table), false);
 
-	flush->nrows++;
-	flush->nbytes += tuple->t_len;
-	if (flush->nrows == OUTBOX_BATCH_ROWS ||
-		flush->nbytes >= OUTBOX_BATCH_BYTES)
-		outbox_flush_write(flush);
+	table->nrows++;
+	table->nbytes += tuple->t_len;
+	if (table->nrows == OUTBOX_BATCH_ROWS ||
+		table->nbytes >= OUTBOX_BATCH_BYTES)
+		outbox_flush_write(table);
 }
 
-void
+static void
+outbox_flush_close(OutboxFlushTable *table)
+{
+	if (table->rel == NULL)
+		return;
+	outbox_flush_write(table);
+	for (int i = 0; i < table->nslots; i++)
+		ExecDropSingleTupleTableSlot(table->slots[i]);
+	if (table->estate)
+		FreeExecutorState(table->estate);
+	CatalogCloseIndexes(table->indexes);
+	table_close(table->rel, NoLock);
+}
+
+TimestampTz
 outbox_flush_end(OutboxFlush *flush)
 {
-	outbox_flush_write(flush);
 	Assert(flush->next_id == flush->end_id);
-
-	for (int i = 0; i < flush->nslots; i++)
-		ExecDropSingleTupleTableSlot(flush->slots[i]);
-	if (flush->estate)
-		FreeExecutorState(flush->estate);
-	CatalogCloseIndexes(flush->indexes);
-	table_close(flush->rel, NoLock);
+	outbox_flush_close(&flush->outbox);
+	outbox_flush_close(&flush->deferred);
 	PopActiveSnapshot();
+	return flush->due_from;
 }

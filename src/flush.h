@@ -14,10 +14,11 @@
 typedef struct OutboxFlush OutboxFlush;
 
 /*
- * Begin to write n messages to these servers (OIDs), to the outbox.  Takes the
- * ids, so the horizon stands still until the transaction ends.
+ * Begin to write n messages to these servers (OIDs), to the outbox; if some
+ * may be scheduled, those that are due later to amqp_outbox.deferred.  Takes
+ * the ids, so the horizon stands still until the transaction ends.
  */
-extern OutboxFlush *outbox_flush_begin(int64 n, List *servers);
+extern OutboxFlush *outbox_flush_begin(int64 n, List *servers, bool scheduled);
 
 /*
  * The same for a transaction that is being prepared, to amqp_outbox.deferred:
@@ -26,13 +27,16 @@ extern OutboxFlush *outbox_flush_begin(int64 n, List *servers);
 extern OutboxFlush *outbox_flush_begin_prepared(int64 n, List *servers);
 
 /*
- * Write one message: a row of the outbox with the OID of the server in the
- * place of its key and no id.
+ * Write one message: buffered columns (catalog.h) with the OID of the server in
+ * the place of its key and no id.
  */
 extern void outbox_flush_add(OutboxFlush *flush, TupleTableSlot *message);
 
-/* Write what is left.  As many messages as promised must have been added. */
-extern void outbox_flush_end(OutboxFlush *flush);
+/*
+ * Write what is left.  As many messages as promised must have been added.
+ * Returns when the first of those is due that are due later; 0: none is.
+ */
+extern TimestampTz outbox_flush_end(OutboxFlush *flush);
 
 /* Make sure that the id counter of this outbox is set. */
 extern void outbox_flush_seed_counter(Oid outbox_relid);

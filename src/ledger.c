@@ -299,6 +299,13 @@ outbox_ledger_refused(OutboxLedger *ledger, const char *words)
 }
 
 void
+outbox_ledger_expired(OutboxLedger *ledger)
+{
+	outbox_ledger_give_up(ledger, OUTBOX_EXPIRED, 0,
+						  "not delivered within its ttl");
+}
+
+void
 outbox_ledger_skipped(OutboxLedger *ledger, int reply_code,
 					  const char *words, TimestampTz not_before)
 {

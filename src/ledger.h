@@ -61,6 +61,9 @@ extern void outbox_ledger_sent(OutboxLedger *ledger, uint64 tag,
 							   TimestampTz now);
 extern void outbox_ledger_refused(OutboxLedger *ledger, const char *words);
 
+/* That one is not sent any more, because its time is over. */
+extern void outbox_ledger_expired(OutboxLedger *ledger);
+
 /* That one is not sent now, for a reason that the broker gave before. */
 extern void outbox_ledger_skipped(OutboxLedger *ledger, int reply_code,
 								  const char *words, TimestampTz not_before);

@@ -28,6 +28,8 @@ outbox_reason_name(OutboxReason reason)
 			return "too large";
 		case OUTBOX_MALFORMED:
 			return "malformed";
+		case OUTBOX_EXPIRED:
+			return "expired";
 	}
 	return "malformed";
 }
@@ -57,7 +59,8 @@ outbox_reason_of_reply_code(int reply_code)
 bool
 outbox_reason_is_final(OutboxReason reason)
 {
-	return reason == OUTBOX_TOO_LARGE || reason == OUTBOX_MALFORMED;
+	return reason == OUTBOX_TOO_LARGE || reason == OUTBOX_MALFORMED ||
+		reason == OUTBOX_EXPIRED;
 }
 
 /* Is the legal UTF-8 character at s a control character, C0, DEL or C1? */

@@ -37,6 +37,7 @@ typedef struct OutboxMessage
 	int64		id;				/* its place in the outbox of its server */
 	bool		deferred;		/* read from amqp_outbox.deferred */
 	TimestampTz due_at;			/* it was, if deferred */
+	TimestampTz expires_at;		/* not to be sent after that; 0: none */
 	int			attempts;		/* attempts already settled, 0 for a new one */
 	bool		possible_duplicate; /* one of them has no known outcome */
 	TimestampTz first_attempt_at;	/* 0: there was none */
@@ -59,7 +60,7 @@ typedef struct OutboxMessage
 	const char *type;
 	const char *user_id;
 	const char *app_id;
-	int64		expiration_ms;
+	int64		expiration_ms;	/* at the broker */
 	int64		timestamp_s;	/* seconds since 1970-01-01 UTC */
 	int			priority;		/* 0..255 */
 	bool		persistent;		/* delivery mode 2 instead of 1 */
@@ -89,7 +90,8 @@ typedef enum OutboxReason
 	OUTBOX_NO_EXCHANGE,
 	OUTBOX_ACCESS_REFUSED,
 	OUTBOX_TOO_LARGE,			/* for a frame, or for the broker */
-	OUTBOX_MALFORMED			/* the broker found fault with it */
+	OUTBOX_MALFORMED,			/* the broker found fault with it */
+	OUTBOX_EXPIRED				/* not sent, because it was too late */
 } OutboxReason;
 
 extern const char *outbox_reason_name(OutboxReason reason);

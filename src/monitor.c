@@ -28,7 +28,7 @@
 #include "utility.h"
 
 /* amqp_outbox.uncommitted() leaves the id of the outbox out. */
-#define OUTBOX_UNCOMMITTED_COLUMNS	(OUTBOX_NCOLUMNS - 1)
+#define OUTBOX_UNCOMMITTED_COLUMNS	(OUTBOX_NBUFFERED_COLUMNS - 1)
 #define OUTBOX_WORKER_COLUMNS		8
 #define OUTBOX_HORIZON_COLUMNS		4
 

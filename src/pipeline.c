@@ -464,7 +464,7 @@ outbox_pipeline_read(OutboxPipeline *pipeline, const OutboxServer *server)
 	if (pipeline->server_key != 0 && pipeline->orphans)
 	{
 		outbox_store_release_orphans(pipeline->server_key, now);
-		outbox_pipeline_look_for_due(pipeline);
+		outbox_pipeline_look_for_due(pipeline, DT_NOBEGIN);
 	}
 	/*
 	 * First, because a backlog in the outbox takes all the room there is; what
@@ -559,6 +559,11 @@ outbox_pipeline_send(OutboxPipeline *pipeline, OutboxEntry *entry,
 	OutboxFailure failure;
 	uint64		tag;
 
+	if (entry->message->expires_at != 0 && entry->message->expires_at <= now)
+	{
+		outbox_ledger_expired(pipeline->ledger);
+		return;
+	}
 	forbidden = outbox_destinations_find(pipeline->destinations,
 										 entry->message, now);
 	if (forbidden)
@@ -569,6 +574,7 @@ outbox_pipeline_send(OutboxPipeline *pipeline, OutboxEntry *entry,
 	}
 	if (entry->doubtful)
 		outbox_properties_mark_duplicate(entry->message);
+	outbox_properties_set_expiration(entry->message, now);
 	tag = outbox_transport_publish(transport, entry->message, &failure);
 	if (tag != 0)
 		outbox_ledger_sent(pipeline->ledger, tag, now);
@@ -768,12 +774,19 @@ outbox_pipeline_finish(OutboxPipeline *pipeline, const OutboxServer *server)
 }
 
 void
-outbox_pipeline_look_for_due(OutboxPipeline *pipeline)
+outbox_pipeline_look_for_due(OutboxPipeline *pipeline, TimestampTz from)
 {
-	if (pipeline->server_key != 0)
-		pipeline->next_due = GetCurrentTimestamp();
+	OutboxPlace place = {.due_at = from};
+	TimestampTz due = Max(from, GetCurrentTimestamp());
+
+	if (pipeline->server_key != 0 &&
+		(pipeline->next_due == 0 || due < pipeline->next_due))
+		pipeline->next_due = due;
+	if (from <= pipeline->due_floor.due_at)
+		pipeline->due_floor = place;
 	/* also when those that are on their way are settled */
-	pipeline->due_floor.due_at = pipeline->due_read.due_at = DT_NOBEGIN;
+	if (from <= pipeline->due_read.due_at)
+		pipeline->due_read = place;
 }
 
 void
@@ -781,7 +794,7 @@ outbox_pipeline_look_again(OutboxPipeline *pipeline)
 {
 	outbox_destinations_forget(pipeline->destinations);
 	pipeline->orphans = true;
-	outbox_pipeline_look_for_due(pipeline);
+	outbox_pipeline_look_for_due(pipeline, DT_NOBEGIN);
 }
 
 int64

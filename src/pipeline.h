@@ -76,8 +76,12 @@ extern void outbox_pipeline_settle(OutboxPipeline *pipeline,
 extern void outbox_pipeline_finish(OutboxPipeline *pipeline,
 								   const OutboxServer *server);
 
-/* Somebody else may have put messages into amqp_outbox.deferred. */
-extern void outbox_pipeline_look_for_due(OutboxPipeline *pipeline);
+/*
+ * Somebody else has put messages into amqp_outbox.deferred, due at this time
+ * or later (DT_NOBEGIN: not known).
+ */
+extern void outbox_pipeline_look_for_due(OutboxPipeline *pipeline,
+										 TimestampTz from);
 
 /*
  * The same, and somebody may have repaired what kept messages from being sent,

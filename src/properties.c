@@ -37,6 +37,9 @@
 #include "compat.h"
 #include "properties.h"
 
+/* of OUTBOX_EXPIRATION_MAX_MS */
+#define OUTBOX_EXPIRATION_DIGITS	10
+
 /*
  * Bytes that the encoding needs (AMQP 0-9-1, section 4.2.5): the length word
  * of a table, array or string, the type octet of a value, the length octet of
@@ -393,7 +396,10 @@ outbox_properties_build(OutboxMessage *msg)
 	set_property(p, AMQP_BASIC_APP_ID_FLAG, &p->app_id, msg->app_id);
 
 	/* milliseconds, in digits: RabbitMQ closes the channel on anything else */
-	if (msg->expiration_ms >= 0)
+	if (msg->expires_at != 0)
+		set_property(p, AMQP_BASIC_EXPIRATION_FLAG, &p->expiration,
+					 palloc0(OUTBOX_EXPIRATION_DIGITS + 1));
+	else if (msg->expiration_ms >= 0)
 		set_property(p, AMQP_BASIC_EXPIRATION_FLAG, &p->expiration,
 					 psprintf(INT64_FORMAT, msg->expiration_ms));
 	if (msg->timestamp_s >= 0)
@@ -409,6 +415,22 @@ outbox_properties_build(OutboxMessage *msg)
 	msg->properties = p;
 	if (msg->possible_duplicate)
 		append_duplicate_header(p);
+}
+
+void
+outbox_properties_set_expiration(OutboxMessage *msg, TimestampTz now)
+{
+	amqp_bytes_t *expiration = &msg->properties->expiration;
+	int64		ms;
+
+	if (msg->expires_at == 0)
+		return;
+	ms = Min(TimestampDifferenceMilliseconds(now, msg->expires_at),
+			 OUTBOX_EXPIRATION_MAX_MS);
+	if (msg->expiration_ms >= 0)
+		ms = Min(ms, msg->expiration_ms);
+	expiration->len = snprintf(expiration->bytes, OUTBOX_EXPIRATION_DIGITS + 1,
+							   INT64_FORMAT, ms);
 }
 
 void

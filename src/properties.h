@@ -37,6 +37,16 @@ extern void outbox_properties_build(OutboxMessage *msg);
  */
 #define OUTBOX_DUPLICATE_HEADER		"x-possible-duplicate"
 
+/* RabbitMQ takes an expiration of up to 2^32 - 1 ms. */
+#define OUTBOX_EXPIRATION_MAX_MS	INT64CONST(4294967295)
+
+/*
+ * A message that was built before is about to be sent: if its time ends, what
+ * remains of it is how long it may stay in a queue.
+ */
+extern void outbox_properties_set_expiration(OutboxMessage *msg,
+											 TimestampTz now);
+
 /* Mark a message that was built before as a possible duplicate. */
 extern void outbox_properties_mark_duplicate(OutboxMessage *msg);
 

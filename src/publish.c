@@ -36,7 +36,10 @@ enum OutboxArgument
 	ARG_APP_ID,
 	ARG_MANDATORY,
 	ARG_SERVER,
-	ARG_ORDERING_KEY
+	ARG_ORDERING_KEY,
+	ARG_DELAY,
+	ARG_DELIVER_AT,
+	ARG_TTL
 };
 
 /* Arguments that go into a column as they are. */
@@ -64,6 +67,7 @@ static const struct
 	{ARG_PERSISTENT, OUTBOX_COL_PERSISTENT},
 	{ARG_MANDATORY, OUTBOX_COL_MANDATORY},
 	{ARG_MESSAGE_TIMESTAMP, OUTBOX_COL_MESSAGE_TIMESTAMP},
+	{ARG_DELIVER_AT, OUTBOX_BUFFERED_COL_DUE_AT},
 };
 
 PG_FUNCTION_INFO_V1(outbox_sql_publish_jsonb);
@@ -117,6 +121,10 @@ outbox_publish(FunctionCallInfo fcinfo, OutboxDraft *draft)
 	if (!PG_ARGISNULL(ARG_EXPIRATION))
 		outbox_draft_set_expiration(draft,
 									PG_GETARG_INTERVAL_P(ARG_EXPIRATION));
+	if (!PG_ARGISNULL(ARG_DELAY))
+		draft->delay = PG_GETARG_INTERVAL_P(ARG_DELAY);
+	if (!PG_ARGISNULL(ARG_TTL))
+		draft->ttl = PG_GETARG_INTERVAL_P(ARG_TTL);
 	if (!PG_ARGISNULL(ARG_SERVER))
 		draft->server = text_to_cstring(PG_GETARG_TEXT_PP(ARG_SERVER));
 	PG_RETURN_DATUM(outbox_enqueue(draft));

@@ -41,6 +41,7 @@ typedef struct OutboxWorkerEntry
 	bool		starting;		/* the launcher asked for a process */
 	int			failures;		/* processes that ended before they attached */
 	uint32		requests;		/* OUTBOX_REQUEST_... */
+	TimestampTz due_from;		/* with OUTBOX_REQUEST_DUE */
 	TimestampTz start_at;		/* not before this time */
 	Latch	   *latch;			/* of the process, NULL without one */
 	OutboxWorkerStatus status;
@@ -202,9 +203,18 @@ outbox_registry_database_changed(Oid dboid)
 }
 
 void
-outbox_registry_prepared_committed(Oid dboid)
+outbox_registry_deferred(Oid dboid, TimestampTz due_from)
 {
 	outbox_registry_lock(LW_EXCLUSIVE);
+	for (int i = 0; i < outbox_max_workers; i++)
+	{
+		OutboxWorkerEntry *entry = &shared->entries[i];
+
+		if (entry->status.dboid == dboid &&
+			(!(entry->requests & OUTBOX_REQUEST_DUE) ||
+			 due_from < entry->due_from))
+			entry->due_from = due_from;
+	}
 	outbox_registry_request_work(dboid, InvalidOid, OUTBOX_REQUEST_DUE);
 	outbox_registry_unlock();
 }
@@ -549,7 +559,7 @@ outbox_registry_has_request(uint32 requests)
 }
 
 uint32
-outbox_registry_take_requests(void)
+outbox_registry_take_requests(TimestampTz *due_from)
 {
 	uint32		requests;
 
@@ -557,6 +567,8 @@ outbox_registry_take_requests(void)
 		return 0;
 	outbox_registry_lock(LW_EXCLUSIVE);
 	requests = my_entry->requests;
+	if (requests & OUTBOX_REQUEST_DUE)
+		*due_from = my_entry->due_from;
 	my_entry->requests = 0;
 	outbox_registry_unlock();
 	return requests;

@@ -59,10 +59,10 @@ typedef struct OutboxWorkerStatus
 extern void outbox_registry_database_changed(Oid dboid);
 
 /*
- * Backends: a prepared transaction of this database was committed, perhaps
- * with messages.  Workers look for deferred messages.
+ * Backends: messages were committed into amqp_outbox.deferred, due at this time
+ * or later (DT_NOBEGIN: not known).  Workers look for them.
  */
-extern void outbox_registry_prepared_committed(Oid dboid);
+extern void outbox_registry_deferred(Oid dboid, TimestampTz due_from);
 
 /* Whether there is an entry for each of these servers (OIDs) and no other. */
 extern bool outbox_registry_knows(Oid dboid, const List *servers);
@@ -104,12 +104,13 @@ extern void outbox_registry_retire(void);
 
 /*
  * What others have asked of this worker since it last took these bits; "has"
- * leaves them there.
+ * leaves them there.  With REQUEST_DUE, *due_from is when the first of the new
+ * messages is due, else it is left alone.
  */
 #define OUTBOX_REQUEST_RELOAD	0x01	/* servers of this database changed */
-#define OUTBOX_REQUEST_DUE		0x02	/* a deferred message may be due */
+#define OUTBOX_REQUEST_DUE		0x02	/* there are new deferred messages */
 #define OUTBOX_REQUEST_KEY		0x04	/* make the server's key */
-extern uint32 outbox_registry_take_requests(void);
+extern uint32 outbox_registry_take_requests(TimestampTz *due_from);
 extern bool outbox_registry_has_request(uint32 requests);
 
 /*

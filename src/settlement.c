@@ -65,6 +65,7 @@ outbox_settlement_next_attempt(const OutboxServer *server,
 							   const OutboxEntry *entry, TimestampTz now)
 {
 	const OutboxMessage *msg = entry->message;
+	TimestampTz next;
 
 	if (outbox_reason_is_final(entry->reason) ||
 		msg->attempts + 1 >= server->max_attempts ||
@@ -74,8 +75,12 @@ outbox_settlement_next_attempt(const OutboxServer *server,
 		 TimestampDifferenceExceeds(msg->first_attempt_at, now,
 									Min(server->max_age, INT_MAX / 1000) * 1000)))
 		return 0;
-	return Max(outbox_settlement_backoff(msg->attempts, now),
+	next = Max(outbox_settlement_backoff(msg->attempts, now),
 			   entry->not_before);
+	/* once its time is over, it need not wait to be told so */
+	if (msg->expires_at != 0)
+		next = Max(Min(next, msg->expires_at), now);
+	return next;
 }
 
 static void
@@ -174,7 +179,7 @@ outbox_settlement_count(OutboxSettlement *settlement, const OutboxEntry *entry)
 			receipt->accepted += entry->accepted;
 			return entry->accepted;
 		case OUTBOX_REJECTED:
-			receipt->rejected++;
+			receipt->rejected += entry->reason != OUTBOX_EXPIRED;
 			return false;
 		case OUTBOX_HELD:
 			return false;

@@ -52,7 +52,7 @@
 	"server_key, id, message_id, enqueued_at, exchange, routing_key, body," \
 	" headers, content_type, content_encoding, persistent, priority," \
 	" correlation_id, reply_to, expiration_ms, message_timestamp, type," \
-	" user_id, app_id, mandatory, ordering_key"
+	" user_id, app_id, mandatory, ordering_key, expires_at"
 
 /* Columns of amqp_outbox.deferred and amqp_outbox.dead_letter that follow. */
 #define OUTBOX_ATTEMPT_COLUMNS \
@@ -64,7 +64,7 @@
 	"server_key, id, message_id, enqueued_at, exchange, routing_key," \
 	" content_type, content_encoding, persistent, priority, correlation_id," \
 	" reply_to, expiration_ms, message_timestamp, type, user_id, app_id," \
-	" mandatory, ordering_key"
+	" mandatory, ordering_key, expires_at"
 #define OUTBOX_UNREADABLE_COLUMNS \
 	" body, reason, attempts, first_attempt_at, last_attempt_at," \
 	" possible_duplicate, last_error, holds_key"
@@ -246,11 +246,11 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 	[STATEMENT_BURY] = {
 		"INSERT INTO amqp_outbox.dead_letter (" OUTBOX_COLUMNS ", reason, "
 		OUTBOX_ATTEMPT_COLUMNS ", holds_key)"
-		" SELECT " OUTBOX_COLUMNS ", $3::amqp_outbox.dead_reason, 1, $4, $4,"
+		" SELECT " OUTBOX_COLUMNS ", $3::amqp_outbox.dead_reason, $9, $4, $4,"
 		" $5, $6, $7, $8 AND ordering_key IS NOT NULL"
 		" FROM amqp_outbox.outbox WHERE server_key = $1 AND id = $2",
-		8, {INT4OID, INT8OID, TEXTOID, TIMESTAMPTZOID, BOOLOID, INT4OID,
-			TEXTOID, BOOLOID}
+		9, {INT4OID, INT8OID, TEXTOID, TIMESTAMPTZOID, BOOLOID, INT4OID,
+			TEXTOID, BOOLOID, INT4OID}
 	},
 	[STATEMENT_BURY_DEFERRED] = {
 		"WITH gone AS (DELETE FROM amqp_outbox.deferred"
@@ -258,16 +258,17 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 		" INSERT INTO amqp_outbox.dead_letter (" OUTBOX_COLUMNS ", reason, "
 		OUTBOX_ATTEMPT_COLUMNS ", holds_key)"
 		" SELECT " OUTBOX_COLUMNS ", $3::amqp_outbox.dead_reason,"
-		" attempts + 1, COALESCE(first_attempt_at, $4), $4, $5, $6, $7,"
+		" attempts + $9, COALESCE(first_attempt_at, $4), $4, $5, $6, $7,"
 		" $8 AND ordering_key IS NOT NULL FROM gone",
-		8, {INT4OID, INT8OID, TEXTOID, TIMESTAMPTZOID, BOOLOID, INT4OID,
-			TEXTOID, BOOLOID}
+		9, {INT4OID, INT8OID, TEXTOID, TIMESTAMPTZOID, BOOLOID, INT4OID,
+			TEXTOID, BOOLOID, INT4OID}
 	},
 	[STATEMENT_DELIVER_DEFERRED] = {
 		"WITH gone AS (DELETE FROM amqp_outbox.deferred"
-		" WHERE server_key = $1 AND id = ANY ($2) RETURNING id, attempts)"
-		" INSERT INTO amqp_outbox.late_%d (server_key, id, delivered_at, attempts)"
-		" SELECT $1, id, $3, attempts + 1 FROM gone",
+		" WHERE server_key = $1 AND id = ANY ($2) RETURNING *)"
+		" INSERT INTO amqp_outbox.late_%d (" OUTBOX_COLUMNS
+		", delivered_at, attempts)"
+		" SELECT " OUTBOX_COLUMNS ", $3, attempts + 1 FROM gone",
 		3, {INT4OID, INT8ARRAYOID, TIMESTAMPTZOID}
 	},
 	/* around a row that is damaged */
@@ -652,6 +653,8 @@ outbox_store_form_message(HeapTuple tuple, TupleDesc tupdesc,
 	msg->app_id = outbox_store_get_text(values, isnull, OUTBOX_COL_APP_ID);
 	msg->expiration_ms = isnull[OUTBOX_COL_EXPIRATION_MS] ? -1 :
 		DatumGetInt64(values[OUTBOX_COL_EXPIRATION_MS]);
+	msg->expires_at = isnull[OUTBOX_COL_EXPIRES_AT] ? 0 :
+		DatumGetTimestampTz(values[OUTBOX_COL_EXPIRES_AT]);
 	msg->timestamp_s = isnull[OUTBOX_COL_MESSAGE_TIMESTAMP] ? -1 :
 		timestamptz_to_time_t(DatumGetTimestampTz(values[OUTBOX_COL_MESSAGE_TIMESTAMP]));
 	msg->priority = isnull[OUTBOX_COL_PRIORITY] ? -1 :
@@ -870,8 +873,8 @@ void
 outbox_store_bury(int32 server_key, const OutboxDeferral *deferral,
 				  bool deferred)
 {
-	Datum		values[8];
-	char		nulls[8] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
+	Datum		values[9];
+	char		nulls[9] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
 
 	values[0] = Int32GetDatum(server_key);
 	values[1] = Int64GetDatum(deferral->id);
@@ -883,6 +886,7 @@ outbox_store_bury(int32 server_key, const OutboxDeferral *deferral,
 		nulls[5] = 'n';
 	values[6] = outbox_store_foreign_text(deferral->words);
 	values[7] = BoolGetDatum(deferral->holds_key);
+	values[8] = Int32GetDatum(deferral->reason != OUTBOX_EXPIRED);
 	if (outbox_store_execute(deferred ? STATEMENT_BURY_DEFERRED :
 							 STATEMENT_BURY, values, nulls, SPI_OK_INSERT,
 							 0) != 1)

@@ -355,7 +355,7 @@ outbox_utility_transaction_ended(ResourceReleasePhase phase, bool isCommit,
 	if (servers_changed && isCommit)
 		outbox_horizon_raise_lsn(XactLastCommitEnd);
 	if (prepared_committed)
-		outbox_registry_prepared_committed(MyDatabaseId);
+		outbox_registry_deferred(MyDatabaseId, DT_NOBEGIN);
 	if (servers_changed && isCommit)
 		outbox_registry_database_changed(MyDatabaseId);
 	servers_changed = false;

@@ -107,6 +107,7 @@ typedef struct OutboxWorker
 	TimestampTz drain_until;
 
 	uint32		requests;		/* OUTBOX_REQUEST_..., not yet served */
+	TimestampTz due_from;		/* of OUTBOX_REQUEST_DUE; DT_NOEND without */
 	bool		invalidated;	/* options may have changed */
 	OutboxReadResult read;		/* what the last read found */
 	bool		copy;			/* the database is a copy */
@@ -627,13 +628,16 @@ outbox_worker_serve(TimestampTz now)
 		outbox_worker_make_key();
 	worker->requests &= ~OUTBOX_REQUEST_KEY;
 	if (worker->requests & OUTBOX_REQUEST_DUE)
-		outbox_pipeline_look_for_due(worker->pipeline);
+		outbox_pipeline_look_for_due(worker->pipeline, worker->due_from);
 	worker->requests &= ~OUTBOX_REQUEST_DUE;
+	worker->due_from = DT_NOEND;
 }
 
 static void
 outbox_worker_check_requests(TimestampTz now)
 {
+	TimestampTz due_from = DT_NOEND;
+
 	CHECK_FOR_INTERRUPTS();
 	if (ConfigReloadPending)
 	{
@@ -646,7 +650,8 @@ outbox_worker_check_requests(TimestampTz now)
 		worker->stopping = true;
 		outbox_worker_begin_drain(now);
 	}
-	worker->requests |= outbox_registry_take_requests();
+	worker->requests |= outbox_registry_take_requests(&due_from);
+	worker->due_from = Min(worker->due_from, due_from);
 	if (!worker->stopping && (worker->requests & OUTBOX_REQUEST_RELOAD) &&
 		outbox_registry_is_held(MyDatabaseId))
 	{
@@ -969,6 +974,7 @@ outbox_worker_init(Oid serverid)
 	MemoryContextSwitchTo(context);
 	worker->pipeline = outbox_pipeline_create(worker->server->name);
 	worker->rotate_at = GetCurrentTimestamp();
+	worker->due_from = DT_NOEND;
 }
 
 void
