@@ -135,6 +135,18 @@ COMMENT ON COLUMN amqp_outbox.dead_letter.holds_key IS
 COMMENT ON TABLE amqp_outbox.dead_letter IS
 'messages given up, with the reason; see amqp_outbox.requeue() and amqp_outbox.discard()';
 
+CREATE TABLE amqp_outbox.idempotency_key (
+	server_key integer NOT NULL,
+	key text COLLATE "C" NOT NULL,
+	message_id text NOT NULL,
+	claimed_at timestamptz NOT NULL,
+	PRIMARY KEY (server_key, key)
+);
+CREATE INDEX idempotency_key_claimed_at
+	ON amqp_outbox.idempotency_key (server_key, claimed_at);
+COMMENT ON TABLE amqp_outbox.idempotency_key IS
+'idempotency keys that messages were published with, each with the first message''s id';
+
 CREATE TABLE amqp_outbox.late (
 	LIKE amqp_outbox.outbox,
 	delivered_at timestamptz,
@@ -174,6 +186,7 @@ SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.identity', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.server_key', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.deferred', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.dead_letter', '');
+SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.idempotency_key', '');
 DO $$
 BEGIN
 	FOR leaf IN 0 .. 3 LOOP
@@ -240,8 +253,16 @@ END $$;
 --	ttl					not to be sent later than so long from now, or from
 --						deliver_at: then it is a dead letter, expired; what
 --						remains when it is sent is its expiration at the broker
+--	idempotency_key		at most 255 bytes; if a message to this server had the
+--						same key within the server's idempotency_retention,
+--						also in a transaction that is still open and will
+--						commit, nothing is published
+--	traceparent, tracestate
+--						W3C trace context, as headers; default:
+--						amqp_outbox.traceparent and amqp_outbox.tracestate
 --
--- Returns the message id.  Errors: 22004 for a null, 22001 and 22023 for what
+-- Returns the message id, or the first message's for an idempotency key that
+-- was used before.  Errors: 22004 for a null, 22001 and 22023 for what
 -- AMQP does not allow, 22008 and 22015 for times, 54000 for what is too large,
 -- 42704 for an unknown server, 42501 without USAGE on it, 25006 in a read-only
 -- transaction.
@@ -256,7 +277,8 @@ CREATE FUNCTION amqp_publish(exchange text, routing_key text, body jsonb,
 	app_id text DEFAULT NULL, mandatory boolean DEFAULT NULL,
 	server text DEFAULT NULL, ordering_key text DEFAULT NULL,
 	delay interval DEFAULT NULL, deliver_at timestamptz DEFAULT NULL,
-	ttl interval DEFAULT NULL)
+	ttl interval DEFAULT NULL, idempotency_key text DEFAULT NULL,
+	traceparent text DEFAULT NULL, tracestate text DEFAULT NULL)
 RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'outbox_sql_publish_jsonb';
 
@@ -270,7 +292,8 @@ CREATE FUNCTION amqp_publish(exchange text, routing_key text, body json,
 	app_id text DEFAULT NULL, mandatory boolean DEFAULT NULL,
 	server text DEFAULT NULL, ordering_key text DEFAULT NULL,
 	delay interval DEFAULT NULL, deliver_at timestamptz DEFAULT NULL,
-	ttl interval DEFAULT NULL)
+	ttl interval DEFAULT NULL, idempotency_key text DEFAULT NULL,
+	traceparent text DEFAULT NULL, tracestate text DEFAULT NULL)
 RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'outbox_sql_publish_json';
 
@@ -284,7 +307,8 @@ CREATE FUNCTION amqp_publish(exchange text, routing_key text, body text,
 	app_id text DEFAULT NULL, mandatory boolean DEFAULT NULL,
 	server text DEFAULT NULL, ordering_key text DEFAULT NULL,
 	delay interval DEFAULT NULL, deliver_at timestamptz DEFAULT NULL,
-	ttl interval DEFAULT NULL)
+	ttl interval DEFAULT NULL, idempotency_key text DEFAULT NULL,
+	traceparent text DEFAULT NULL, tracestate text DEFAULT NULL)
 RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'outbox_sql_publish_text';
 
@@ -298,7 +322,8 @@ CREATE FUNCTION amqp_publish(exchange text, routing_key text, body bytea,
 	app_id text DEFAULT NULL, mandatory boolean DEFAULT NULL,
 	server text DEFAULT NULL, ordering_key text DEFAULT NULL,
 	delay interval DEFAULT NULL, deliver_at timestamptz DEFAULT NULL,
-	ttl interval DEFAULT NULL)
+	ttl interval DEFAULT NULL, idempotency_key text DEFAULT NULL,
+	traceparent text DEFAULT NULL, tracestate text DEFAULT NULL)
 RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'outbox_sql_publish_bytea';
 

@@ -75,6 +75,9 @@ extern Oid	outbox_catalog_relid(const char *relname);
 /* The same, but InvalidOid instead of an error. */
 extern Oid	outbox_catalog_relid_if_exists(const char *relname);
 
+/* The owner of a table of ours. */
+extern Oid	outbox_catalog_owner(Oid relid);
+
 /* OID of one leaf of outbox, receipt or late. */
 extern Oid	outbox_catalog_leaf_relid(const char *relname, int leaf);
 

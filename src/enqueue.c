@@ -22,6 +22,7 @@
 #include "utils/jsonb.h"
 
 #include "buffer.h"
+#include "claim.h"
 #include "enqueue.h"
 #include "message.h"
 #include "option.h"
@@ -29,6 +30,7 @@
 #include "server.h"
 #include "settings.h"
 #include "shared.h"
+#include "trace.h"
 
 /* What travels as AMQP short strings; but ordering_key, which does not. */
 static const struct
@@ -68,6 +70,9 @@ outbox_draft_init(OutboxDraft *draft, const char *of, const char *what)
 	draft->server = NULL;
 	draft->delay = NULL;
 	draft->ttl = NULL;
+	draft->traceparent = NULL;
+	draft->tracestate = NULL;
+	draft->idempotency_key = NULL;
 	memset(draft->isnull, true, sizeof(draft->isnull));
 	draft->content_type = NULL;
 	draft->content_encoding = NULL;
@@ -118,10 +123,10 @@ outbox_enqueue_utf8(const OutboxDraft *draft, char *str, int len,
 
 /* Length in bytes of a text value as UTF-8. */
 static int
-outbox_enqueue_utf8_length(const OutboxDraft *draft, int column,
+outbox_enqueue_utf8_length(const OutboxDraft *draft, Datum value,
 						   const char *name)
 {
-	text	   *t = (text *) DatumGetPointer(draft->values[column]);
+	text	   *t = (text *) DatumGetPointer(value);
 	char	   *str;
 	int			len;
 
@@ -149,11 +154,11 @@ outbox_draft_set_body_text(OutboxDraft *draft, char *str, int len)
 
 /* Returns the length in UTF-8. */
 static int
-outbox_enqueue_check_length(const OutboxDraft *draft, int column,
+outbox_enqueue_check_length(const OutboxDraft *draft, Datum value,
 							const char *name, const char *limit,
 							const char *hint)
 {
-	int			len = outbox_enqueue_utf8_length(draft, column, name);
+	int			len = outbox_enqueue_utf8_length(draft, value, name);
 
 	if (len > OUTBOX_SHORTSTR_MAX)
 		ereport(ERROR,
@@ -174,24 +179,32 @@ outbox_enqueue_short_strings(const OutboxDraft *draft)
 
 	for (int i = 0; i < (int) lengthof(short_strings); i++)
 	{
-		if (draft->isnull[short_strings[i].column])
+		int			column = short_strings[i].column;
+
+		if (draft->isnull[column])
 			continue;
 		total += 1 +
-			outbox_enqueue_check_length(draft, short_strings[i].column,
+			outbox_enqueue_check_length(draft, draft->values[column],
 										short_strings[i].name, "AMQP allows",
 										"Shorten it, or send the text in the body or in a header.");
 	}
 	return total;
 }
 
-/* It does not travel, but it is compared in places of a fixed size. */
+/* Both do not travel, but are compared in places of a fixed size. */
 static void
-outbox_enqueue_ordering_key(const OutboxDraft *draft)
+outbox_enqueue_keys(const OutboxDraft *draft)
 {
+	const char *hint = "Use the key of what the messages are about, or a hash of it.";
+
 	if (!draft->isnull[OUTBOX_COL_ORDERING_KEY])
-		outbox_enqueue_check_length(draft, OUTBOX_COL_ORDERING_KEY,
-									"ordering_key", "the limit is",
-									"Use the key of what the messages are about, or a hash of it.");
+		outbox_enqueue_check_length(draft,
+									draft->values[OUTBOX_COL_ORDERING_KEY],
+									"ordering_key", "the limit is", hint);
+	if (draft->idempotency_key)
+		outbox_enqueue_check_length(draft,
+									PointerGetDatum(draft->idempotency_key),
+									"idempotency_key", "the limit is", hint);
 }
 
 void
@@ -304,6 +317,52 @@ outbox_enqueue_times(OutboxDraft *draft, TimestampTz now)
 						 TimestampTzGetDatum(outbox_enqueue_after(from, draft->ttl, "ttl",
 																  true)));
 	outbox_enqueue_check_finite(draft, OUTBOX_COL_EXPIRES_AT, "expires_at");
+}
+
+static void
+outbox_enqueue_check_trace(const OutboxDraft *draft)
+{
+	if (draft->traceparent && !outbox_trace_is_parent(draft->traceparent))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("traceparent is not a W3C trace context: \"%s\"",
+						draft->traceparent),
+				 errhint("Its form is %s.", OUTBOX_TRACEPARENT_FORM)));
+	if (draft->tracestate && !draft->traceparent)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("tracestate needs a traceparent"),
+				 errhint("Give both, or none of them.")));
+	if (draft->tracestate && !outbox_trace_is_state(draft->tracestate))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("tracestate is not a W3C trace state: \"%s\"",
+						draft->tracestate),
+				 errhint("Its form is %s.", OUTBOX_TRACESTATE_FORM)));
+}
+
+static const char *
+outbox_nonempty(const char *s)
+{
+	return s && s[0] ? s : NULL;
+}
+
+/* The trace context travels in the headers. */
+static void
+outbox_enqueue_trace(OutboxDraft *draft)
+{
+	const char *parent = draft->traceparent ? draft->traceparent :
+		outbox_nonempty(outbox_traceparent);
+	const char *state = draft->traceparent ? draft->tracestate :
+		outbox_nonempty(outbox_tracestate);
+	int			column = OUTBOX_COL_HEADERS;
+
+	outbox_enqueue_check_trace(draft);
+	if (parent)
+		outbox_draft_set(draft, column,
+						 JsonbPGetDatum(outbox_trace_add(draft->isnull[column] ? NULL :
+														 DatumGetJsonbP(draft->values[column]),
+														 parent, state)));
 }
 
 /* Headers, and whether all properties fit into one frame of that server. */
@@ -440,12 +499,17 @@ outbox_enqueue(OutboxDraft *draft)
 								draft->content_type);
 	outbox_enqueue_default_text(draft, OUTBOX_COL_CONTENT_ENCODING,
 								draft->content_encoding);
-	outbox_enqueue_ordering_key(draft);
+	outbox_enqueue_keys(draft);
 	outbox_enqueue_timestamp(draft);
 	outbox_enqueue_times(draft, now);
+	outbox_enqueue_trace(draft);
 	outbox_enqueue_headers(draft, size, serverid);
 	outbox_draft_set(draft, OUTBOX_COL_ENQUEUED_AT, TimestampTzGetDatum(now));
 
+	if (draft->idempotency_key &&
+		!outbox_claim(serverid, PointerGetDatum(draft->idempotency_key), now,
+					  &draft->values[OUTBOX_COL_MESSAGE_ID]))
+		return draft->values[OUTBOX_COL_MESSAGE_ID];
 	outbox_buffer_put(serverid, draft->values, draft->isnull);
 	return draft->values[OUTBOX_COL_MESSAGE_ID];
 }

@@ -32,6 +32,10 @@ typedef struct OutboxDraft
 	const Interval *delay;		/* from now; NULL: none */
 	const Interval *ttl;		/* from when it may be sent; NULL: none */
 
+	const char *traceparent;	/* NULL: the setting's, if it is set */
+	const char *tracestate;		/* only with traceparent */
+	text	   *idempotency_key;	/* NULL: none */
+
 	/* for a message that does not say; NULL: none */
 	const char *content_type;
 	const char *content_encoding;
@@ -68,11 +72,12 @@ extern void outbox_draft_set_expiration(OutboxDraft *draft,
 extern void outbox_enqueue_precheck(const char *command);
 
 /*
- * Check the message and put it into the buffer; returns its message id (text).
- * Exchange, routing key and body must be set.  Errors: 22001 and 22023 for
+ * Check the message and put it into the buffer; returns its message id (text),
+ * or that of the first message if its idempotency key was used before: then
+ * there is nothing to do.  Exchange, routing key and body must be set.  Errors: 22001 and 22023 for
  * what AMQP does not allow, 22008 and 22015 for times, 22021 for text that has
- * no UTF-8, 54000 for what is too large, those of outbox_server_choose() and
- * of outbox_buffer_put().
+ * no UTF-8, 54000 for what is too large, those of outbox_server_choose(),
+ * outbox_claim() and outbox_buffer_put().
  */
 extern Datum outbox_enqueue(OutboxDraft *draft);
 

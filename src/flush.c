@@ -26,27 +26,21 @@
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "nodes/execnodes.h"
-#include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
-#include "utils/wait_event.h"
 
 #include "catalog.h"
 #include "flush.h"
 #include "horizon.h"
 #include "leaf.h"
-#include "registry.h"
 #include "server.h"
 
 /* A batch is written when it holds this many rows or bytes. */
 #define OUTBOX_BATCH_ROWS	128
 #define OUTBOX_BATCH_BYTES	(256 * 1024)
-
-/* How long to wait for a worker to make a server's key. */
-#define OUTBOX_KEY_MS		2000
 
 typedef struct OutboxFlushServer
 {
@@ -143,26 +137,14 @@ outbox_flush_server_key(OutboxFlush *flush, Oid serverid)
 static void
 outbox_flush_await_keys(List *servers)
 {
-	TimestampTz give_up =
-		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), OUTBOX_KEY_MS);
 	ListCell   *lc;
 
 	foreach(lc, servers)
 	{
 		NameData	name;
 
-		while (outbox_server_get_name(lfirst_oid(lc), &name) &&
-			   !outbox_catalog_has_server_key(&name) &&
-			   GetCurrentTimestamp() < give_up &&
-			   outbox_registry_ask_key(MyDatabaseId, lfirst_oid(lc)))
-		{
-			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT |
-							 WL_EXIT_ON_PM_DEATH, 10, PG_WAIT_EXTENSION);
-			ResetLatch(MyLatch);
-			CHECK_FOR_INTERRUPTS();
-		}
-		if (outbox_server_get_name(lfirst_oid(lc), &name) &&
-			!outbox_catalog_has_server_key(&name))
+		if (!outbox_server_await_key(lfirst_oid(lc), &name) &&
+			outbox_server_get_name(lfirst_oid(lc), &name))
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("cannot prepare a transaction with the first messages to server \"%s\"",

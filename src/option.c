@@ -83,6 +83,8 @@ static const OutboxOption outbox_options[] = {
 	{"heartbeat", ForeignServerRelationId, OUTBOX_OPTION_SECONDS, 0, 65535,
 		false, SERVER_OPTION(heartbeat)},
 	{"host", ForeignServerRelationId, OUTBOX_OPTION_TEXT, 0, 0, false, 0},
+	{"idempotency_retention", ForeignServerRelationId, OUTBOX_OPTION_SECONDS, 0,
+		INT_MAX, false, SERVER_OPTION(idempotency_retention)},
 	{"key_window", ForeignServerRelationId, OUTBOX_OPTION_INT, 0, 65535, false,
 		SERVER_OPTION(key_window)},
 	{"mandatory", ForeignServerRelationId, OUTBOX_OPTION_BOOL, 0, 0, false,
@@ -519,6 +521,7 @@ outbox_option_set_defaults(OutboxServer *server)
 	server->frame_max = OUTBOX_DEFAULT_FRAME_MAX;
 	server->window = 1024;
 	server->max_attempts = 20;
+	server->idempotency_retention = OUTBOX_DEFAULT_IDEMPOTENCY_RETENTION;
 	server->unroutable = OUTBOX_UNROUTABLE_RETRY;
 	server->persistent = true;
 	server->mandatory = true;
@@ -759,14 +762,29 @@ outbox_option_message_defaults(Oid serverid, bool *persistent,
 	*mandatory = value == NULL || !parse_bool(value, mandatory) || *mandatory;
 }
 
+/* One option that is a number. */
+static int
+outbox_option_number(Oid serverid, const char *name, int default_value)
+{
+	char	   *value = outbox_option_value(serverid, name);
+
+	return value == NULL ? default_value :
+		outbox_option_int(outbox_option_find(name, ForeignServerRelationId),
+						  value);
+}
+
 int
 outbox_option_frame_max(Oid serverid)
 {
-	char	   *value = outbox_option_value(serverid, "frame_max");
+	return outbox_option_number(serverid, "frame_max",
+								OUTBOX_DEFAULT_FRAME_MAX);
+}
 
-	return value == NULL ? OUTBOX_DEFAULT_FRAME_MAX :
-		outbox_option_int(outbox_option_find("frame_max",
-											 ForeignServerRelationId), value);
+int
+outbox_option_idempotency_retention(Oid serverid)
+{
+	return outbox_option_number(serverid, "idempotency_retention",
+								OUTBOX_DEFAULT_IDEMPOTENCY_RETENTION);
 }
 
 char *

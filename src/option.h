@@ -11,6 +11,7 @@
 #include "message.h"
 
 #define OUTBOX_DEFAULT_FRAME_MAX	131072
+#define OUTBOX_DEFAULT_IDEMPOTENCY_RETENTION	(7 * 24 * 60 * 60)
 
 /* What is done with a message that the broker cannot route. */
 typedef enum OutboxUnroutable
@@ -53,6 +54,7 @@ typedef struct OutboxServer
 	int			max_age;		/* seconds since the first; 0: no limit */
 	OutboxUnroutable unroutable;
 	bool		dead_letter_holds_key;	/* others of its ordering key wait */
+	int			idempotency_retention;	/* seconds; 0: for ever */
 	bool		persistent;		/* default for messages that do not say */
 	bool		mandatory;		/* the same */
 } OutboxServer;
@@ -75,8 +77,9 @@ extern bool outbox_option_same_connection(const OutboxServer *a,
 extern void outbox_option_message_defaults(Oid serverid, bool *persistent,
 										   bool *mandatory);
 
-/* The server's frame_max alone, for checks at enqueue.  Needs a transaction. */
+/* Single options of a server, for checks at enqueue.  Need a transaction. */
 extern int	outbox_option_frame_max(Oid serverid);
+extern int	outbox_option_idempotency_retention(Oid serverid);
 
 /*
  * The password to log in with: the option's, or the first line of the

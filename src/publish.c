@@ -39,7 +39,10 @@ enum OutboxArgument
 	ARG_ORDERING_KEY,
 	ARG_DELAY,
 	ARG_DELIVER_AT,
-	ARG_TTL
+	ARG_TTL,
+	ARG_IDEMPOTENCY_KEY,
+	ARG_TRACEPARENT,
+	ARG_TRACESTATE
 };
 
 /* Arguments that go into a column as they are. */
@@ -125,6 +128,12 @@ outbox_publish(FunctionCallInfo fcinfo, OutboxDraft *draft)
 		draft->delay = PG_GETARG_INTERVAL_P(ARG_DELAY);
 	if (!PG_ARGISNULL(ARG_TTL))
 		draft->ttl = PG_GETARG_INTERVAL_P(ARG_TTL);
+	if (!PG_ARGISNULL(ARG_IDEMPOTENCY_KEY))
+		draft->idempotency_key = PG_GETARG_TEXT_PP(ARG_IDEMPOTENCY_KEY);
+	if (!PG_ARGISNULL(ARG_TRACEPARENT))
+		draft->traceparent = text_to_cstring(PG_GETARG_TEXT_PP(ARG_TRACEPARENT));
+	if (!PG_ARGISNULL(ARG_TRACESTATE))
+		draft->tracestate = text_to_cstring(PG_GETARG_TEXT_PP(ARG_TRACESTATE));
 	if (!PG_ARGISNULL(ARG_SERVER))
 		draft->server = text_to_cstring(PG_GETARG_TEXT_PP(ARG_SERVER));
 	PG_RETURN_DATUM(outbox_enqueue(draft));

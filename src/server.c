@@ -17,15 +17,22 @@
 #include "foreign/foreign.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
+#include "storage/latch.h"
 #include "utils/acl.h"
 #include "utils/inval.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
 
 #include "catalog.h"
 #include "compat.h"
+#include "registry.h"
 #include "server.h"
 #include "settings.h"
+
+/* How long to wait for a worker to make a server's key. */
+#define OUTBOX_KEY_MS		2000
 
 /* the only server, if only_server_valid; InvalidOid: none or several */
 static Oid	only_server = InvalidOid;
@@ -196,4 +203,25 @@ outbox_server_choose(const char *name)
 		aclcheck_error(aclresult, OBJECT_FOREIGN_SERVER,
 					   GetForeignServer(serverid)->servername);
 	return serverid;
+}
+
+bool
+outbox_server_await_key(Oid serverid, NameData *name)
+{
+	TimestampTz give_up =
+		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), OUTBOX_KEY_MS);
+
+	while (outbox_server_get_name(serverid, name))
+	{
+		if (outbox_catalog_has_server_key(name))
+			return true;
+		if (GetCurrentTimestamp() >= give_up ||
+			!outbox_registry_ask_key(MyDatabaseId, serverid))
+			return false;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT |
+						 WL_EXIT_ON_PM_DEATH, 10, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	return false;
 }

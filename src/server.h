@@ -22,6 +22,13 @@ extern Oid	outbox_server_choose(const char *name);
 /* The name of a server; false if it does not exist any more. */
 extern bool outbox_server_get_name(Oid serverid, NameData *name);
 
+/*
+ * Wait until a server has a stable key that everybody sees, made by its worker;
+ * its name is in *name.  False if the server does not exist any more, or if no
+ * worker was there in time to make the key.
+ */
+extern bool outbox_server_await_key(Oid serverid, NameData *name);
+
 /* Whether a server of that name exists and is ours. */
 extern bool outbox_server_is_ours(const char *name);
 

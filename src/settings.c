@@ -13,6 +13,7 @@
 #include "utils/guc.h"
 
 #include "settings.h"
+#include "trace.h"
 
 bool		outbox_enabled = true;
 char	   *outbox_default_server = NULL;
@@ -21,6 +22,28 @@ int			outbox_max_message_size = 16 * 1024 * 1024;
 int			outbox_max_workers = 32;
 int			outbox_retention = 60 * 60;
 int			outbox_rotation_size = 256;
+char	   *outbox_traceparent = NULL;
+char	   *outbox_tracestate = NULL;
+
+static bool
+outbox_check_traceparent(char **value, void **extra, GucSource source)
+{
+	if ((*value)[0] == '\0' || outbox_trace_is_parent(*value))
+		return true;
+	GUC_check_errdetail("It is not a W3C traceparent: %s.",
+						OUTBOX_TRACEPARENT_FORM);
+	return false;
+}
+
+static bool
+outbox_check_tracestate(char **value, void **extra, GucSource source)
+{
+	if (outbox_trace_is_state(*value))
+		return true;
+	GUC_check_errdetail("It is not a W3C tracestate: %s.",
+						OUTBOX_TRACESTATE_FORM);
+	return false;
+}
 
 void
 outbox_settings_define(void)
@@ -93,6 +116,24 @@ outbox_settings_define(void)
 							PGC_SIGHUP,
 							GUC_UNIT_MB,
 							NULL, NULL, NULL);
+
+	DefineCustomStringVariable("amqp_outbox.traceparent",
+							   "W3C trace context that travels with the messages of this session.",
+							   "A header of this name; SET LOCAL sets it for a transaction.",
+							   &outbox_traceparent,
+							   "",
+							   PGC_USERSET,
+							   0,
+							   outbox_check_traceparent, NULL, NULL);
+
+	DefineCustomStringVariable("amqp_outbox.tracestate",
+							   "What vendors add to amqp_outbox.traceparent.",
+							   NULL,
+							   &outbox_tracestate,
+							   "",
+							   PGC_USERSET,
+							   0,
+							   outbox_check_tracestate, NULL, NULL);
 
 	MarkGUCPrefixReserved("amqp_outbox");
 }

@@ -47,6 +47,9 @@
 /* Messages of one ordering key that become due together. */
 #define OUTBOX_RELEASE_ROWS	"256"
 
+/* Idempotency keys that go in one transaction. */
+#define OUTBOX_PRUNE_ROWS	1000
+
 /* The columns of enum OutboxColumn. */
 #define OUTBOX_COLUMNS \
 	"server_key, id, message_id, enqueued_at, exchange, routing_key, body," \
@@ -125,6 +128,7 @@ typedef enum OutboxStatementId
 	STATEMENT_BURY_DEFERRED_ID,
 	STATEMENT_LEAF_SETTLED,
 	STATEMENT_CARRY_RECEIPTS,
+	STATEMENT_PRUNE_KEYS,
 	NSTATEMENTS
 } OutboxStatementId;
 
@@ -137,6 +141,15 @@ typedef struct OutboxStatement
 } OutboxStatement;
 
 static const OutboxStatement statements[NSTATEMENTS] = {
+	[STATEMENT_PRUNE_KEYS] = {
+		"DELETE FROM amqp_outbox.idempotency_key"
+		" WHERE server_key = $1 AND key = ANY (ARRAY("
+		"SELECT key FROM amqp_outbox.idempotency_key"
+		" WHERE server_key = $1 AND claimed_at < $2"
+		" ORDER BY server_key, claimed_at"
+		" LIMIT " CppAsString2(OUTBOX_PRUNE_ROWS) " FOR UPDATE SKIP LOCKED))",
+		2, {INT4OID, TIMESTAMPTZOID}
+	},
 	[STATEMENT_IDENTITY] = {
 		"SELECT bool_and(system_identifier = $1 AND database_oid = $2),"
 		" bool_or(adopted)"
@@ -380,19 +393,6 @@ outbox_store_pin_settings(void)
  * Brackets
  */
 
-static Oid
-outbox_store_owner(Oid relid)
-{
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
-	Oid			owner;
-
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for relation %u", relid);
-	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
-	ReleaseSysCache(tuple);
-	return owner;
-}
-
 /*
  * The process belongs to the outbox that it saw first: what it knows must not
  * be written into the tables of an extension that was created anew.
@@ -414,7 +414,7 @@ outbox_store_begin(void)
 		CommitTransactionCommand();
 		return false;
 	}
-	SetUserIdAndSecContext(outbox_store_owner(relid),
+	SetUserIdAndSecContext(outbox_catalog_owner(relid),
 						   SECURITY_LOCAL_USERID_CHANGE |
 						   SECURITY_RESTRICTED_OPERATION);
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -1019,6 +1019,17 @@ outbox_store_deliver_deferred(int32 server_key, const int64 *ids, int n,
 	values[1] = outbox_store_ids(ids, n);
 	values[2] = TimestampTzGetDatum(now);
 	outbox_store_append(STATEMENT_DELIVER_DEFERRED, values);
+}
+
+bool
+outbox_store_prune_keys(int32 server_key, TimestampTz before)
+{
+	Datum		values[2];
+
+	values[0] = Int32GetDatum(server_key);
+	values[1] = TimestampTzGetDatum(before);
+	return outbox_store_execute(STATEMENT_PRUNE_KEYS, values, NULL,
+								SPI_OK_DELETE, 0) == OUTBOX_PRUNE_ROWS;
 }
 
 /*

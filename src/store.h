@@ -176,6 +176,12 @@ extern void outbox_store_deliver_deferred(int32 server_key, const int64 *ids,
 										  int n, TimestampTz now);
 
 /*
+ * Remove idempotency keys that were claimed before a time, a thousand at most;
+ * whether there may be more.  One that is being claimed anew is left alone.
+ */
+extern bool outbox_store_prune_keys(int32 server_key, TimestampTz before);
+
+/*
  * Whether every message in a leaf of the outbox is settled, and since when
  * (DT_NOBEGIN: there is none); if not, a server that it waits for.
  */

@@ -53,6 +53,7 @@
 #include "horizon.h"
 #include "option.h"
 #include "pipeline.h"
+#include "prune.h"
 #include "registry.h"
 #include "rotation.h"
 #include "server.h"
@@ -466,6 +467,8 @@ outbox_worker_rotate(TimestampTz now)
 	worker->rotate_at = TimestampTzPlusMilliseconds(now,
 													OUTBOX_ROTATION_ERROR_MS);
 	worker->rotate_at = outbox_rotation_look(now);
+	if (outbox_prune_keys(worker->server))
+		worker->rotate_at = now;
 }
 
 /*
@@ -593,6 +596,7 @@ outbox_worker_reload(TimestampTz now)
 	worker->failures = 0;
 	worker->retry_at = 0;
 	worker->copy = false;
+	worker->rotate_at = now;	/* by another retention, perhaps */
 	outbox_pipeline_look_again(worker->pipeline);
 	if (outbox_worker_draining())
 		outbox_worker_begin_drain(now);

@@ -1,0 +1,57 @@
+# Idempotency keys outlive the delivery of their message, not their retention.
+
+use strict;
+use warnings FATAL => 'all';
+
+use AmqpOutboxTest;
+use Test::More;
+
+my $broker = AmqpOutboxTest::Broker->new('idempotency');
+my $node = new_node('main');
+
+create_server($node, 'postgres', 'mes', $broker);
+$broker->declare_queue('q');
+
+sub publish
+{
+	my ($id, $key) = @_;
+
+	return $node->safe_psql('postgres',
+		"SELECT amqp_publish('', 'q', 'x'::text, message_id => '$id', idempotency_key => '$key')");
+}
+
+is(publish('first', 'k'), 'first', 'the first one');
+wait_settled($node, 'postgres');
+is(publish('second', 'k'), 'first', 'the second one, after delivery');
+wait_settled($node, 'postgres');
+is_deeply([ map { $_->[0] } $broker->fields('q', 'message_id') ],
+	['first'], 'only one is sent');
+
+# the keys of a restored database count as well
+$node->command_ok(
+	[ 'pg_dump', '-f', "$node->{_basedir}/dump.sql", $node->connstr('postgres') ],
+	'dump');
+$node->safe_psql('postgres', 'CREATE DATABASE restored');
+$node->command_ok(
+	[
+		'psql', '-qAtX', '-v', 'ON_ERROR_STOP=1', '-o', '/dev/null', '-f',
+		"$node->{_basedir}/dump.sql", $node->connstr('restored')
+	],
+	'restore');
+is( $node->safe_psql('restored',
+		"SELECT amqp_publish('', 'q', 'x'::text, idempotency_key => 'k')"),
+	'first',
+	'a key that was dumped and restored');
+
+# more than go in one transaction
+$node->safe_psql('postgres',
+	"SELECT count(amqp_publish('', 'q', 'x'::text, idempotency_key => 'many' || i))
+		FROM generate_series(1, 2500) i");
+$node->safe_psql('postgres', "ALTER SERVER mes OPTIONS (ADD idempotency_retention '1s')");
+wait_for($node, 'postgres',
+	'SELECT count(*) = 0 FROM amqp_outbox.idempotency_key',
+	'keys that are too old are removed');
+is(publish('third', 'k'), 'third', 'and their messages can be published again');
+
+finish_node($node);
+done_testing();
