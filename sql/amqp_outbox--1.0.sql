@@ -341,6 +341,26 @@ BEGIN
 END $$;
 
 --
+-- Waiting for the broker
+--
+-- True when the broker has confirmed the message, false if that has not come by
+-- the end of the timeout (null: no end).  Errors: HV000 if it is a dead letter,
+-- with the broker's words, or was discarded; 55000 if the own transaction has
+-- published it and not committed yet; 42704 if it is not known (any more);
+-- 42501 without USAGE on its server; 22004 for a null.
+--
+-- Finding one of the last 4096 messages of the own session takes constant time;
+-- for others the tables are searched, about 0.1 s for each million messages
+-- that are stored.
+--
+CREATE FUNCTION amqp_wait_for_confirm(message_id text,
+	timeout interval DEFAULT '30 seconds')
+RETURNS boolean LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'outbox_sql_wait_for_confirm';
+COMMENT ON FUNCTION amqp_wait_for_confirm(text, interval) IS
+'wait until the broker has confirmed a message that was published and committed';
+
+--
 -- Seeing it
 --
 CREATE FUNCTION amqp_outbox.uncommitted(
@@ -606,7 +626,8 @@ COMMENT ON FUNCTION amqp_outbox.adopt() IS
 -- Privileges, as one matrix.  The right to publish is USAGE on the server.
 --
 --                          PUBLIC      pg_monitor  owner
--- amqp_publish()           EXECUTE     EXECUTE     EXECUTE
+-- amqp_publish(), amqp_wait_for_confirm()
+--                          EXECUTE     EXECUTE     EXECUTE
 -- server_status            -           SELECT      all
 -- worker(), horizon()      -           EXECUTE     EXECUTE
 -- message, all tables      -           -           all

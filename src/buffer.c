@@ -38,6 +38,7 @@
 #include "catalog.h"
 #include "flush.h"
 #include "horizon.h"
+#include "recent.h"
 #include "registry.h"
 
 /* An open subtransaction that has put messages. */
@@ -372,6 +373,9 @@ outbox_buffer_xact_callback(XactEvent event, void *arg)
 			buffer = NULL;
 			break;
 		case XACT_EVENT_ABORT:
+			if (outbox_horizon_registered())
+				outbox_recent_forget();
+			/* FALLTHROUGH */
 		case XACT_EVENT_PREPARE:
 			/* memory and files go with the transaction */
 			buffer = NULL;

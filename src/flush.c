@@ -36,6 +36,7 @@
 #include "flush.h"
 #include "horizon.h"
 #include "leaf.h"
+#include "recent.h"
 #include "server.h"
 
 /* A batch is written when it holds this many rows or bytes. */
@@ -350,6 +351,8 @@ outbox_flush_add(OutboxFlush *flush, TupleTableSlot *message)
 	Datum		values[OUTBOX_NCOLUMNS + OUTBOX_NATTEMPT_COLUMNS];
 	bool		isnull[OUTBOX_NCOLUMNS + OUTBOX_NATTEMPT_COLUMNS];
 	OutboxFlushTable *table;
+	Oid			serverid;
+	int32		server_key;
 	TimestampTz due_at;
 	MemoryContext old_context;
 	HeapTuple	tuple;
@@ -358,10 +361,15 @@ outbox_flush_add(OutboxFlush *flush, TupleTableSlot *message)
 	slot_getallattrs(message);
 	memcpy(values, message->tts_values, OUTBOX_NCOLUMNS * sizeof(Datum));
 	memcpy(isnull, message->tts_isnull, OUTBOX_NCOLUMNS * sizeof(bool));
-	values[OUTBOX_COL_SERVER_KEY] =
-		Int32GetDatum(outbox_flush_server_key(flush,
-											  DatumGetObjectId(values[OUTBOX_COL_SERVER_KEY])));
-	values[OUTBOX_COL_ID] = Int64GetDatum(flush->next_id++);
+	serverid = DatumGetObjectId(values[OUTBOX_COL_SERVER_KEY]);
+	server_key = outbox_flush_server_key(flush, serverid);
+	values[OUTBOX_COL_SERVER_KEY] = Int32GetDatum(server_key);
+	values[OUTBOX_COL_ID] = Int64GetDatum(flush->next_id);
+	/* what is prepared is not this session's any more */
+	if (flush->outbox.rel)
+		outbox_recent_note(values[OUTBOX_COL_MESSAGE_ID], serverid, server_key,
+						   flush->next_id);
+	flush->next_id++;
 	due_at = DatumGetTimestampTz(message->tts_isnull[OUTBOX_BUFFERED_COL_DUE_AT] ?
 								 values[OUTBOX_COL_ENQUEUED_AT] :
 								 message->tts_values[OUTBOX_BUFFERED_COL_DUE_AT]);

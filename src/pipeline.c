@@ -38,6 +38,7 @@
 #include "ledger.h"
 #include "pipeline.h"
 #include "properties.h"
+#include "registry.h"
 #include "settlement.h"
 #include "store.h"
 
@@ -172,6 +173,8 @@ outbox_pipeline_open(OutboxPipeline *pipeline)
 		return OUTBOX_READ_NOTHING;
 	outbox_store_newest_receipt(pipeline->server_key, &pipeline->receipt);
 	pipeline->read_through = pipeline->receipt.through_id;
+	/* its writer may have died before it could say so */
+	outbox_registry_settled(pipeline->receipt.through_id);
 	if (pipeline->receipt.receipt_no > 0 ? !pipeline->receipt.clean :
 		(identity == OUTBOX_IDENTITY_ADOPTED || outbox_store_was_promoted()))
 	{
@@ -716,6 +719,7 @@ outbox_pipeline_write_receipt(OutboxPipeline *pipeline,
 	next_due = outbox_store_next_due(pipeline->server_key, &due_floor);
 	outbox_store_commit();
 
+	outbox_registry_settled(receipt.through_id);
 	pipeline->receipt = receipt;
 	pipeline->deferred -= deferred;
 	pipeline->due_floor = due_floor;

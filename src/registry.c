@@ -20,11 +20,13 @@
 #include "postgres.h"
 
 #include "miscadmin.h"
+#include "storage/condition_variable.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
 #include "utils/timestamp.h"
 
+#include "compat.h"
 #include "registry.h"
 #include "settings.h"
 
@@ -34,6 +36,9 @@
 /* Holds at the same time; more are not honoured. */
 #define OUTBOX_MAX_HOLDS	64
 
+/* Databases share these to wait for receipts. */
+#define OUTBOX_RECEIPT_CVS	16
+
 typedef struct OutboxWorkerEntry
 {
 	bool		in_use;
@@ -42,6 +47,7 @@ typedef struct OutboxWorkerEntry
 	int			failures;		/* processes that ended before they attached */
 	uint32		requests;		/* OUTBOX_REQUEST_... */
 	TimestampTz due_from;		/* with OUTBOX_REQUEST_DUE */
+	int64		settled_through;	/* newest receipt; 0: not known */
 	TimestampTz start_at;		/* not before this time */
 	Latch	   *latch;			/* of the process, NULL without one */
 	OutboxWorkerStatus status;
@@ -56,6 +62,7 @@ typedef struct OutboxRegistryShared
 	bool		scan_all;
 	int			nscans;
 	Oid			scans[OUTBOX_MAX_SCANS];
+	ConditionVariable receipts[OUTBOX_RECEIPT_CVS];
 	OutboxWorkerEntry entries[FLEXIBLE_ARRAY_MEMBER];
 } OutboxRegistryShared;
 
@@ -90,6 +97,8 @@ outbox_registry_startup(void)
 
 	memset(shared, 0, outbox_registry_size());
 	shared->lock = &GetNamedLWLockTranche("amqp_outbox_registry")->lock;
+	for (int i = 0; i < OUTBOX_RECEIPT_CVS; i++)
+		ConditionVariableInit(&shared->receipts[i]);
 }
 
 const char *
@@ -333,6 +342,57 @@ outbox_registry_status(int i, OutboxWorkerStatus *status)
 }
 
 /*
+ * Waiting for receipts
+ */
+
+static ConditionVariable *
+outbox_registry_receipts(Oid dboid)
+{
+	return &shared->receipts[dboid % OUTBOX_RECEIPT_CVS];
+}
+
+int64
+outbox_registry_settled_through(Oid dboid, Oid serverid)
+{
+	int64		through_id = 0;
+
+	outbox_registry_lock(LW_SHARED);
+	for (int i = 0; i < outbox_max_workers; i++)
+	{
+		OutboxWorkerEntry *entry = &shared->entries[i];
+
+		if (entry->in_use && entry->status.dboid == dboid &&
+			entry->status.serverid == serverid)
+			through_id = entry->settled_through;
+	}
+	outbox_registry_unlock();
+	return through_id;
+}
+
+void
+outbox_registry_begin_wait(Oid dboid)
+{
+	ConditionVariablePrepareToSleep(outbox_registry_receipts(dboid));
+}
+
+void
+outbox_registry_wait(Oid dboid, long ms)
+{
+	static uint32 wait_event = 0;
+
+	if (wait_event == 0)
+		wait_event = outbox_wait_event("AmqpOutboxConfirm");
+	(void) ConditionVariableTimedSleep(outbox_registry_receipts(dboid), ms,
+									   wait_event);
+}
+
+void
+outbox_registry_end_wait(void)
+{
+	ConditionVariableCancelSleep();
+}
+
+/*
  * Scouts
  */
 
@@ -462,6 +522,7 @@ outbox_registry_attach(int i, Oid dboid, Oid *serverid)
 	{
 		entry->starting = false;
 		entry->failures = 0;
+		entry->settled_through = 0;
 		entry->latch = MyLatch;
 		entry->status.pid = MyProcPid;
 		entry->status.state = OUTBOX_WORKER_STARTING;
@@ -556,6 +617,15 @@ outbox_registry_has_request(uint32 requests)
 {
 	/* its own entry: a bit that is just being set is seen the next time */
 	return (my_entry->requests & requests) != 0;
+}
+
+void
+outbox_registry_settled(int64 through_id)
+{
+	outbox_registry_lock(LW_EXCLUSIVE);
+	my_entry->settled_through = through_id;
+	outbox_registry_unlock();
+	ConditionVariableBroadcast(outbox_registry_receipts(my_entry->status.dboid));
 }
 
 uint32

@@ -82,6 +82,21 @@ extern void outbox_registry_release(Oid dboid);
 extern bool outbox_registry_is_held(Oid dboid);
 extern bool outbox_registry_has_workers(Oid dboid);
 
+/*
+ * Backends: the newest receipt of a server, as its worker has told since it
+ * started; 0: nothing is known.
+ */
+extern int64 outbox_registry_settled_through(Oid dboid, Oid serverid);
+
+/*
+ * Backends: wait for the next receipt of any server of a database, ms at the
+ * most (-1: no limit).  Look at what is waited for between begin and wait, so
+ * that no receipt is missed.
+ */
+extern void outbox_registry_begin_wait(Oid dboid);
+extern void outbox_registry_wait(Oid dboid, long ms);
+extern void outbox_registry_end_wait(void);
+
 /* A copy of entry i; false if it is not in use.  i < outbox_max_workers. */
 extern bool outbox_registry_status(int i, OutboxWorkerStatus *status);
 
@@ -98,6 +113,9 @@ extern void outbox_registry_set_state(OutboxWorkerState state,
 									  const char *host);
 extern void outbox_registry_set_in_flight(int in_flight);
 extern void outbox_registry_set_error(const OutboxFailure *failure);
+
+/* A receipt through this id is committed; wakes those who wait for one. */
+extern void outbox_registry_settled(int64 through_id);
 
 /* The server is gone: no worker is to be started for it again. */
 extern void outbox_registry_retire(void);

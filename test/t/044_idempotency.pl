@@ -47,6 +47,10 @@ is( $node->safe_psql('restored',
 $node->safe_psql('postgres',
 	"SELECT count(amqp_publish('', 'q', 'x'::text, idempotency_key => 'many' || i))
 		FROM generate_series(1, 2500) i");
+wait_for($node, 'postgres',
+	"SELECT max(claimed_at) < clock_timestamp() - interval '1 s'
+		FROM amqp_outbox.idempotency_key",
+	'all keys are older than a second');
 $node->safe_psql('postgres', "ALTER SERVER mes OPTIONS (ADD idempotency_retention '1s')");
 wait_for($node, 'postgres',
 	'SELECT count(*) = 0 FROM amqp_outbox.idempotency_key',
