@@ -147,6 +147,16 @@ CREATE INDEX idempotency_key_claimed_at
 COMMENT ON TABLE amqp_outbox.idempotency_key IS
 'idempotency keys that messages were published with, each with the first message''s id';
 
+CREATE TABLE amqp_outbox.inbox (
+	consumer text COLLATE "C" NOT NULL,
+	message_id text COLLATE "C" NOT NULL,
+	accepted_at timestamptz NOT NULL DEFAULT now(),
+	PRIMARY KEY (consumer, message_id)
+);
+CREATE INDEX inbox_accepted_at ON amqp_outbox.inbox (accepted_at);
+COMMENT ON TABLE amqp_outbox.inbox IS
+'messages that consumers have accepted: see amqp_inbox_accept()';
+
 CREATE TABLE amqp_outbox.late (
 	LIKE amqp_outbox.outbox,
 	delivered_at timestamptz,
@@ -187,6 +197,7 @@ SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.server_key', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.deferred', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.dead_letter', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.idempotency_key', '');
+SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.inbox', '');
 DO $$
 BEGIN
 	FOR leaf IN 0 .. 3 LOOP
@@ -359,6 +370,79 @@ RETURNS boolean LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'outbox_sql_wait_for_confirm';
 COMMENT ON FUNCTION amqp_wait_for_confirm(text, interval) IS
 'wait until the broker has confirmed a message that was published and committed';
+
+--
+-- The inbox: the other end, in whatever database consumes
+--
+-- amqp_inbox_accept() is true once, and only once, for a consumer and a message
+-- id among all transactions that commit: do the message's work in the same
+-- transaction if it is true, and only acknowledge it to the broker if it is
+-- false.  While another transaction that has accepted it is open, this waits
+-- for its end.  Errors: 22004 for a null, 22001 for more than 255 bytes, 40001
+-- if the isolation level does not let it see who accepted it.
+--
+-- What is older than amqp_outbox.inbox_retention may be removed by later calls,
+-- a few rows at a time; amqp_outbox.prune_inbox() removes all of it.
+--
+CREATE FUNCTION amqp_outbox.prune_inbox(max_rows bigint DEFAULT NULL)
+RETURNS bigint LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	n bigint;
+BEGIN
+	DELETE FROM amqp_outbox.inbox i
+		WHERE i.ctid = ANY (ARRAY(SELECT o.ctid FROM amqp_outbox.inbox o
+			-- the library need not be loaded in a database that only consumes
+			WHERE o.accepted_at < now() - coalesce(current_setting(
+				'amqp_outbox.inbox_retention', true), '7 days')::interval
+			ORDER BY o.accepted_at LIMIT max_rows FOR UPDATE SKIP LOCKED));
+	GET DIAGNOSTICS n = ROW_COUNT;
+	RETURN n;
+END;
+$$;
+COMMENT ON FUNCTION amqp_outbox.prune_inbox(bigint) IS
+'remove what consumers accepted longer ago than amqp_outbox.inbox_retention, at most so many rows; returns how many';
+
+CREATE FUNCTION amqp_inbox_accept(consumer text, message_id text)
+RETURNS boolean LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	argument text;
+	value text;
+BEGIN
+	FOREACH argument IN ARRAY ARRAY['consumer', 'message_id'] LOOP
+		value := CASE argument WHEN 'consumer' THEN $1 ELSE $2 END;
+		IF value IS NULL THEN
+			RAISE null_value_not_allowed USING
+				MESSAGE = format('argument "%s" of amqp_inbox_accept must not be null', argument),
+				HINT = CASE argument
+					WHEN 'consumer' THEN 'Name what consumes: each consumer accepts a message once.'
+					ELSE 'Pass the property message_id of the message; publishers by amqp_publish() always set it.' END;
+		END IF;
+		IF octet_length(value) > 255 THEN
+			RAISE string_data_right_truncation USING
+				MESSAGE = format('argument "%s" of amqp_inbox_accept is too long', argument),
+				DETAIL = format('It has %s bytes; 255 are allowed.', octet_length(value));
+		END IF;
+	END LOOP;
+
+	INSERT INTO amqp_outbox.inbox (consumer, message_id) VALUES ($1, $2)
+		ON CONFLICT DO NOTHING;
+	IF NOT FOUND THEN
+		RETURN false;
+	END IF;
+	-- under a higher level somebody else's removal would be an error
+	IF random() < 0.002 AND current_setting('transaction_isolation') = 'read committed' THEN
+		PERFORM amqp_outbox.prune_inbox(1000);
+	END IF;
+	RETURN true;
+END;
+$$;
+COMMENT ON FUNCTION amqp_inbox_accept(text, text) IS
+'whether this consumer sees this message for the first time; true once per message, if the transaction commits';
 
 --
 -- Seeing it
@@ -634,6 +718,8 @@ COMMENT ON FUNCTION amqp_outbox.adopt() IS
 -- uncommitted(), leaf()    -           -           EXECUTE
 -- requeue(), discard()     -           -           EXECUTE
 -- wake(), adopt()          -           -           EXECUTE
+-- amqp_inbox_accept()      -           -           EXECUTE; grant it to consumers
+-- prune_inbox()            -           -           EXECUTE
 --
 REVOKE ALL ON FUNCTION amqp_outbox.validator(text[], oid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.ignore_replicated() FROM PUBLIC;
@@ -646,6 +732,8 @@ REVOKE ALL ON FUNCTION amqp_outbox.requeue(name, bigint, text,
 REVOKE ALL ON FUNCTION amqp_outbox.discard(name, bigint, text,
 	amqp_outbox.dead_reason, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.wake() FROM PUBLIC;
+REVOKE ALL ON FUNCTION amqp_inbox_accept(text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION amqp_outbox.prune_inbox(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.adopt() FROM PUBLIC;
 GRANT USAGE ON SCHEMA amqp_outbox TO pg_monitor;
 GRANT SELECT ON amqp_outbox.server_status TO pg_monitor;

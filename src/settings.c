@@ -22,6 +22,7 @@ int			outbox_max_message_size = 16 * 1024 * 1024;
 int			outbox_max_workers = 32;
 int			outbox_retention = 60 * 60;
 int			outbox_rotation_size = 256;
+int			outbox_inbox_retention = 7 * 24 * 60 * 60;
 char	   *outbox_traceparent = NULL;
 char	   *outbox_tracestate = NULL;
 
@@ -75,6 +76,16 @@ outbox_settings_define(void)
 							 PGC_SIGHUP,
 							 0,
 							 NULL, NULL, NULL);
+
+	DefineCustomIntVariable("amqp_outbox.inbox_retention",
+							"How long amqp_inbox_accept() remembers a message at the least.",
+							"Longer than a message may come again: by its broker, or by a publisher whose broker was away.",
+							&outbox_inbox_retention,
+							7 * 24 * 60 * 60,
+							0, INT_MAX / 2,
+							PGC_SUSET,
+							GUC_UNIT_S,
+							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("amqp_outbox.max_message_size",
 							"Largest body that amqp_publish() takes.",

@@ -20,6 +20,7 @@ extern int	outbox_max_message_size;	/* bytes */
 extern int	outbox_max_workers;
 extern int	outbox_retention;	/* seconds */
 extern int	outbox_rotation_size;	/* MB */
+extern int	outbox_inbox_retention; /* seconds */
 extern char *outbox_traceparent;	/* empty: none */
 extern char *outbox_tracestate; /* the same */
 

@@ -19,14 +19,16 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "access/xlog.h"
-#include "catalog/pg_class.h"
+#include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
+#include "commands/extension.h"
 #include "common/hashfn.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -401,11 +403,23 @@ bool
 outbox_store_begin(void)
 {
 	static Oid	own_outbox = InvalidOid;
+	static Oid	own_extension = InvalidOid;
 	Oid			relid;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	my_leaf = -1;
+	if (!OidIsValid(own_extension))
+		own_extension = get_extension_oid(OUTBOX_EXTENSION, true);
+
+	/*
+	 * DROP EXTENSION begins with this lock as well: waiting for it later, with
+	 * locks on some of the tables that it has not come to yet, would be a
+	 * deadlock.
+	 */
+	if (OidIsValid(own_extension))
+		LockDatabaseObject(ExtensionRelationId, own_extension, 0,
+						   AccessShareLock);
 	relid = outbox_catalog_relid_if_exists("outbox");
 	if (!OidIsValid(own_outbox))
 		own_outbox = relid;

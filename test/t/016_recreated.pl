@@ -39,5 +39,25 @@ END
 	is(status($node, 'postgres', 'mes', 'delivered'), 10, 'which counts anew');
 }
 
-finish_node($node);
+# While one that is being dropped is not gone yet, the worker waits for it before
+# it has locked anything: else each could wait for the other.
+my $session = $node->background_psql('postgres');
+$session->query_safe('SET client_min_messages = warning; BEGIN; DROP EXTENSION amqp_outbox CASCADE');
+wait_for(
+	$node,
+	'postgres',
+	"SELECT count(*) = 1 AND bool_and(l.locktype = 'object' AND NOT EXISTS (
+			SELECT FROM pg_locks h JOIN pg_class c ON c.oid = h.relation
+			WHERE h.pid = l.pid AND c.relnamespace = (SELECT relnamespace
+				FROM pg_class WHERE oid = 'pg_extension'::regclass) IS FALSE))
+		FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+		WHERE a.backend_type = 'amqp_outbox worker' AND NOT l.granted",
+	'the worker waits');
+$session->query_safe('ROLLBACK');
+$session->quit;
+$node->safe_psql('postgres', "SELECT amqp_publish('', 'q', 'x'::text)");
+wait_settled($node, 'postgres');
+is($broker->fields('q', 'message_id'), 1, 'it goes on when nothing was dropped');
+
+finish_node($node, errors => qr/lock timeout/);
 done_testing();
