@@ -503,7 +503,9 @@ SELECT s.server, o.id, o.message_id,
 		WHERE r.server_key = o.server_key AND r.through_id >= o.id
 		ORDER BY r.through_id, r.receipt_no LIMIT 1) END AS delivered_at,
 	CASE WHEN o.id <= s.through_id THEN 1 ELSE 0 END AS attempts,
-	NULL::text AS last_error
+	NULL::text AS last_error,
+	NULL::text AS body_text, NULL::jsonb AS body_json,
+	NULL::text AS idempotency_key
 FROM amqp_outbox.outbox o
 	JOIN settled s ON s.server_key = o.server_key
 WHERE NOT EXISTS (SELECT FROM amqp_outbox.deferred d
@@ -520,7 +522,7 @@ SELECT s.server, l.id, l.message_id,
 	l.expiration_ms::float8 * interval '1 millisecond',
 	l.message_timestamp, l.type, l.user_id, l.app_id, l.mandatory,
 	l.ordering_key, l.expires_at, l.enqueued_at, NULL, l.delivered_at,
-	l.attempts, NULL
+	l.attempts, NULL, NULL, NULL, NULL
 FROM amqp_outbox.late l
 	JOIN settled s ON s.server_key = l.server_key
 UNION ALL
@@ -533,7 +535,7 @@ SELECT s.server, d.id, d.message_id,
 	d.expiration_ms::float8 * interval '1 millisecond',
 	d.message_timestamp, d.type, d.user_id, d.app_id, d.mandatory,
 	d.ordering_key, d.expires_at, d.enqueued_at, nullif(d.due_at, 'infinity'), NULL,
-	d.attempts, d.last_error
+	d.attempts, d.last_error, NULL, NULL, NULL
 FROM amqp_outbox.deferred d
 	JOIN settled s ON s.server_key = d.server_key
 UNION ALL
@@ -543,7 +545,7 @@ SELECT s.server, d.id, d.message_id, 'dead',
 	d.expiration_ms::float8 * interval '1 millisecond',
 	d.message_timestamp, d.type, d.user_id, d.app_id, d.mandatory,
 	d.ordering_key, d.expires_at, d.enqueued_at, NULL, NULL, d.attempts,
-	d.last_error
+	d.last_error, NULL, NULL, NULL
 FROM amqp_outbox.dead_letter d
 	JOIN settled s ON s.server_key = d.server_key
 UNION ALL
@@ -552,12 +554,39 @@ SELECT u.server, NULL, u.message_id, 'uncommitted',
 	u.content_encoding, u.persistent, u.priority, u.correlation_id, u.reply_to,
 	u.expiration_ms::float8 * interval '1 millisecond',
 	u.message_timestamp, u.type, u.user_id, u.app_id, u.mandatory,
-	u.ordering_key, u.expires_at, u.enqueued_at, u.due_at, NULL, 0, NULL
+	u.ordering_key, u.expires_at, u.enqueued_at, u.due_at, NULL, 0, NULL,
+	NULL, NULL, NULL
 FROM amqp_outbox.uncommitted() u;
 COMMENT ON VIEW amqp_outbox.message IS
 'every message that is still stored, with what became of it';
 COMMENT ON COLUMN amqp_outbox.message.status IS
 'uncommitted: of the own transaction; pending; scheduled: will be sent at due_at; retrying: came back, will be tried again at due_at; delivered: confirmed by the broker; dead: given up, a dead letter; discarded';
+
+COMMENT ON COLUMN amqp_outbox.message.body_text IS
+'only to INSERT a body of text; null when read';
+COMMENT ON COLUMN amqp_outbox.message.body_json IS
+'only to INSERT a body of JSON; null when read';
+COMMENT ON COLUMN amqp_outbox.message.idempotency_key IS
+'only to INSERT; null when read';
+
+--
+-- INSERT into the view, or COPY, publishes as amqp_publish() does.  Columns have
+-- the names of its arguments; due_at is deliver_at, expires_at the end of its
+-- ttl.  The body is in one of body, body_text and body_json.  What says what
+-- became of a message cannot be set.  RETURNING needs SELECT, which nobody has
+-- but the owner: give a message_id of your own to know it.
+--
+-- Errors beside those of amqp_publish(): 428C9 for a column that cannot be set,
+-- 23502 without exchange, routing_key or body.
+--
+CREATE FUNCTION amqp_outbox.insert_message()
+RETURNS trigger LANGUAGE C
+AS 'MODULE_PATHNAME', 'outbox_sql_insert_message';
+COMMENT ON FUNCTION amqp_outbox.insert_message() IS
+'publishes what is inserted into amqp_outbox.message';
+
+CREATE TRIGGER publish INSTEAD OF INSERT ON amqp_outbox.message
+	FOR EACH ROW EXECUTE FUNCTION amqp_outbox.insert_message();
 
 CREATE VIEW amqp_outbox.server_status AS
 SELECT s.srvname AS server,
@@ -714,7 +743,8 @@ COMMENT ON FUNCTION amqp_outbox.adopt() IS
 --                          EXECUTE     EXECUTE     EXECUTE
 -- server_status            -           SELECT      all
 -- worker(), horizon()      -           EXECUTE     EXECUTE
--- message, all tables      -           -           all
+-- message                  INSERT      INSERT      all
+-- all tables               -           -           all
 -- uncommitted(), leaf()    -           -           EXECUTE
 -- requeue(), discard()     -           -           EXECUTE
 -- wake(), adopt()          -           -           EXECUTE
@@ -735,7 +765,9 @@ REVOKE ALL ON FUNCTION amqp_outbox.wake() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_inbox_accept(text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.prune_inbox(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.adopt() FROM PUBLIC;
-GRANT USAGE ON SCHEMA amqp_outbox TO pg_monitor;
+REVOKE ALL ON FUNCTION amqp_outbox.insert_message() FROM PUBLIC;
+GRANT USAGE ON SCHEMA amqp_outbox TO PUBLIC;
+GRANT INSERT ON amqp_outbox.message TO PUBLIC;
 GRANT SELECT ON amqp_outbox.server_status TO pg_monitor;
 GRANT EXECUTE ON FUNCTION amqp_outbox.worker() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION amqp_outbox.horizon() TO pg_monitor;

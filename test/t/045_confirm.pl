@@ -21,12 +21,15 @@ sub publish
 	  . (defined $arguments ? ", $arguments" : '') . ');';
 }
 
+# Longer than anything should take; all else is a failure.
+my $patience = "$PostgreSQL::Test::Utils::timeout_default s";
+
 sub waiting
 {
 	my ($id, $timeout) = @_;
 
 	return
-	  "SELECT amqp_wait_for_confirm('$id', " . ($timeout // "'180 s'") . ');';
+	  "SELECT amqp_wait_for_confirm('$id', " . ($timeout // "'$patience'") . ');';
 }
 
 # What one session answers to several statements, last line only.
@@ -80,7 +83,8 @@ my @sessions = map { $node->background_psql('postgres') } 1 .. 3;
 my @ids = ('away', 'away', 'third');
 $sessions[2]->query_safe(publish('third'));
 $sessions[$_]->query_until(qr/begun/,
-	"\\echo begun\n" . waiting($ids[$_], $_ == 1 ? 'NULL' : "'180 s'") . "\n")
+	"\\echo begun\nSET statement_timeout = '$patience';\n"
+	  . waiting($ids[$_], $_ == 1 ? 'NULL' : undef) . "\n")
   foreach 0 .. 2;
 wait_for(
 	$node, 'postgres',
