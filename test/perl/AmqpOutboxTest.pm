@@ -234,9 +234,16 @@ END
 sub wait_for
 {
 	my ($node, $database, $query, $what) = @_;
+	my $tries = 10 * $PostgreSQL::Test::Utils::timeout_default;
+	my $true;
 
-	$node->poll_query_until($database, $query)
-	  or die "timed out waiting for: " . ($what // $query);
+	# a psql that finds no server may end before it was given the query
+	while (!defined($true = eval { $node->poll_query_until($database, $query) }))
+	{
+		die $@ if $@ !~ /Broken pipe/ || $tries-- <= 0;
+		usleep(100_000);
+	}
+	die "timed out waiting for: " . ($what // $query) if !$true;
 	return;
 }
 
