@@ -143,15 +143,58 @@ sub method
 	return frame(1, $channel, pack('nna*', $class, $method, $arguments // ''));
 }
 
-# One frame of the worker; class and method if it is a method.
-sub read_frame
+# One frame of the worker: its type and payload.
+sub read_any_frame
 {
 	my $self = shift;
 	my ($type, $channel, $length) = unpack('CnN', $self->read_bytes(7));
 	my $payload = $self->read_bytes($length);
 
 	die "frame without end octet" if $self->read_bytes(1) ne "\xce";
+	return ($type, $payload);
+}
+
+# The same; class and method if it is a method.
+sub read_frame
+{
+	my $self = shift;
+	my ($type, $payload) = $self->read_any_frame;
+
 	return $type == 1 ? join(' ', unpack('nn', $payload)) : '';
+}
+
+# The next message, which is not empty: its header and its first frame of body.
+sub read_message
+{
+	my $self = shift;
+	my ($type, $header, $body);
+
+	do { ($type) = $self->read_any_frame } while $type != 1;
+	(undef, $header) = $self->read_any_frame;
+	(undef, $body) = $self->read_any_frame;
+	return ($header, $body);
+}
+
+# basic.ack and basic.nack of one message
+sub ack { my ($self, $tag) = @_; return $self->_confirm(80, $tag); }
+sub nack { my ($self, $tag) = @_; return $self->_confirm(120, $tag); }
+
+sub _confirm
+{
+	my ($self, $method, $tag) = @_;
+
+	return $self->send_bytes(method(1, 60, $method, pack('NNC', 0, $tag, 0)));
+}
+
+# basic.return, with the message id alone of all properties and no body
+sub return_message
+{
+	my ($self, $message_id, $exchange, $routing_key) = @_;
+
+	return $self->send_bytes(
+		method(1, 60, 50, pack('nC/a*C/a*C/a*', 312, 'NO_ROUTE', $exchange,
+				$routing_key))
+		  . frame(2, 1, pack('nnNNnC/a*', 60, 0, 0, 0, 0x80, $message_id)));
 }
 
 sub expect
