@@ -251,11 +251,11 @@ sub wait_for
 sub wait_true
 {
 	my ($what, $code) = @_;
-	my $tries = 20 * $PostgreSQL::Test::Utils::timeout_default;
+	my $end = time + $PostgreSQL::Test::Utils::timeout_default;
 
 	while (!$code->())
 	{
-		die "timed out waiting for: $what" if $tries-- <= 0;
+		die "timed out waiting for: $what" if time > $end;
 		usleep(50_000);
 	}
 	return;
