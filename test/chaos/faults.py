@@ -196,9 +196,25 @@ def fill_queue(plant, d, mode):
 
 @fault("topology", 2, 7)
 def access_revoked(plant, target, rng):
+    """On a new connection, as the broker remembers for each channel what was
+    allowed there."""
     plant.broker.permit("mes", r"^(?!mes\.guarded$).*$")
+    try:
+        reconnect(plant, "mes")
+    except psycopg2.Error:
+        pass                    # the server is away, so it will anyway
     yield
     insist(lambda: plant.broker.permit("mes"))
+
+
+def reconnect(plant, server):
+    """By another heartbeat than it has, from 2 to 4 s."""
+    heartbeat, = plant.postgres.query(
+        "SELECT option_value::int"
+        " FROM pg_foreign_server, pg_options_to_table(srvoptions)"
+        " WHERE srvname = %s AND option_name = 'heartbeat'", [server])[0]
+    plant.postgres.query(f"ALTER SERVER {server} OPTIONS"
+                         f" (SET heartbeat '{heartbeat % 3 + 2}')")
 
 
 #

@@ -253,11 +253,8 @@ known("exchange_missing", faults.exchange_deleted, "mes.frail",
 
 @single("access refused (403)", KEPT, "scripts/chaos", hold=3, late=True)
 def access_refused(plant):
-    """On a new connection, as the broker remembers for each channel what was
-    allowed there."""
     revoked = faults.access_revoked(plant, "", None)
     next(revoked)
-    alter(plant, "SET heartbeat '4'")
     yield
     next(revoked, None)
     alter(plant, "SET heartbeat '3'")

@@ -9,6 +9,7 @@
 #	AmqpOutboxPeer->broker       a script: the test accepts and speaks AMQP up
 #	                             to a point of its choice, then anything
 #	AmqpOutboxPeer::NameServer   answers when the test says so
+#	AmqpOutboxPeer::Clock        is as far ahead as the test says
 #
 # These live in the test's own process: a socket that nobody reads needs none.
 #
@@ -125,6 +126,18 @@ sub await_hangup
 	return;
 }
 
+# Build what is preloaded into servers; returns where it is.
+sub build_preloaded
+{
+	my $name = shift;
+	my $library = PostgreSQL::Test::Utils::tempdir() . "/$name.so";
+	my $source = "$AmqpOutboxTest::ROOT/test/helpers/$name.c";
+
+	system('cc', '-shared', '-fPIC', '-o', $library, $source) == 0
+	  or die "cannot build $source";
+	return $library;
+}
+
 #
 # AMQP 0-9-1
 #
@@ -143,15 +156,58 @@ sub method
 	return frame(1, $channel, pack('nna*', $class, $method, $arguments // ''));
 }
 
-# One frame of the worker; class and method if it is a method.
-sub read_frame
+# One frame of the worker: its type and payload.
+sub read_any_frame
 {
 	my $self = shift;
 	my ($type, $channel, $length) = unpack('CnN', $self->read_bytes(7));
 	my $payload = $self->read_bytes($length);
 
 	die "frame without end octet" if $self->read_bytes(1) ne "\xce";
+	return ($type, $payload);
+}
+
+# The same; class and method if it is a method.
+sub read_frame
+{
+	my $self = shift;
+	my ($type, $payload) = $self->read_any_frame;
+
 	return $type == 1 ? join(' ', unpack('nn', $payload)) : '';
+}
+
+# The next message, which is not empty: its header and its first frame of body.
+sub read_message
+{
+	my $self = shift;
+	my ($type, $header, $body);
+
+	do { ($type) = $self->read_any_frame } while $type != 1;
+	(undef, $header) = $self->read_any_frame;
+	(undef, $body) = $self->read_any_frame;
+	return ($header, $body);
+}
+
+# basic.ack and basic.nack of one message
+sub ack { my ($self, $tag) = @_; return $self->_confirm(80, $tag); }
+sub nack { my ($self, $tag) = @_; return $self->_confirm(120, $tag); }
+
+sub _confirm
+{
+	my ($self, $method, $tag) = @_;
+
+	return $self->send_bytes(method(1, 60, $method, pack('NNC', 0, $tag, 0)));
+}
+
+# basic.return, with the message id alone of all properties and no body
+sub return_message
+{
+	my ($self, $message_id, $exchange, $routing_key) = @_;
+
+	return $self->send_bytes(
+		method(1, 60, 50, pack('nC/a*C/a*C/a*', 312, 'NO_ROUTE', $exchange,
+				$routing_key))
+		  . frame(2, 1, pack('nnNNnC/a*', 60, 0, 0, 0, 0x80, $message_id)));
 }
 
 sub expect
@@ -215,13 +271,10 @@ sub environment
 {
 	my $self = shift;
 	my $dir = PostgreSQL::Test::Utils::tempdir();
-	my $source = "$AmqpOutboxTest::ROOT/test/helpers/name_server.c";
 
-	system('cc', '-shared', '-fPIC', '-o', "$dir/name_server.so", $source) == 0
-	  or die "cannot build $source";
 	append_to_file("$dir/resolv.conf", "nameserver 127.0.0.1\n");
 	return (
-		LD_PRELOAD => "$dir/name_server.so",
+		LD_PRELOAD => AmqpOutboxPeer::build_preloaded('name_server'),
 		OUTBOX_RESOLV_CONF => "$dir/resolv.conf",
 		OUTBOX_NAME_SERVER_PORT => $self->{socket}->sockport);
 }
@@ -238,10 +291,10 @@ sub await_question
 }
 
 # Answer all questions that are there: the address of every name is 127.0.0.1,
-# and it has no other.
+# and it has no other.  Names that match $unknown do not exist.
 sub answer
 {
-	my $self = shift;
+	my ($self, $unknown) = @_;
 
 	while (IO::Select->new($self->{socket})->can_read(0))
 	{
@@ -249,11 +302,52 @@ sub answer
 		my ($id, $name) = unpack('n x10 Z*', $question);
 		my $asked = substr($question, 12, length($name) + 5);
 		my $is_a = unpack('n', substr($asked, -4)) == 1;
-		my $answer = pack('n6a*', $id, 0x8180, 1, $is_a ? 1 : 0, 0, 0, $asked);
+		my $exists = !defined $unknown || $name !~ $unknown;
+		my $answer = pack('n6a*', $id, $exists ? 0x8180 : 0x8183,
+			1, $exists && $is_a ? 1 : 0, 0, 0, $asked);
 
-		$answer .= pack('nnnNnC4', 0xc00c, 1, 1, 0, 4, 127, 0, 0, 1) if $is_a;
+		$answer .= pack('nnnNnC4', 0xc00c, 1, 1, 0, 4, 127, 0, 0, 1)
+		  if $exists && $is_a;
 		$self->{socket}->send($answer, 0, $from);
 	}
+	return;
+}
+
+#
+# The clock
+#
+
+package AmqpOutboxPeer::Clock;
+
+use PostgreSQL::Test::Utils;
+
+sub new
+{
+	my $class = shift;
+	my $self = bless { file => PostgreSQL::Test::Utils::tempdir() . '/clock' }, $class;
+
+	append_to_file($self->{file}, pack('q', 0));
+	return $self;
+}
+
+# What makes a program that is started with it go by this clock.
+sub environment
+{
+	my $self = shift;
+
+	return (
+		LD_PRELOAD => AmqpOutboxPeer::build_preloaded('clock'),
+		OUTBOX_CLOCK => $self->{file});
+}
+
+# Set it so many seconds ahead of the time.
+sub set_ahead
+{
+	my ($self, $seconds) = @_;
+
+	open(my $handle, '+<:raw', $self->{file}) or die "cannot open the clock";
+	syswrite($handle, pack('q', $seconds)) == 8 or die "cannot set the clock";
+	close($handle);
 	return;
 }
 

@@ -36,6 +36,9 @@ use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(
   new_node
+  new_primary
+  new_standby
+  promote
   finish_node
   create_server
   create_sent
@@ -60,9 +63,15 @@ our $ROOT = abs_path(dirname(__FILE__) . '/../..');
 # What must never stand in a server's log.
 my $ALARM = qr/^TRAP: |PANIC: |was terminated by signal|ERROR: AddressSanitizer|runtime error: /m;
 
+# What a standby says when its primary is away.
+my $ALONE = qr/primary server|WAL stream|walreceiver/;
+
 # What is to end with the test.
 my @brokers;
 my @loads;
+
+# Names of standbys that were promoted.
+my %promoted;
 
 # A test that is interrupted dies, so that the END blocks run.  (PostgreSQL's
 # module does this too, in later versions.)
@@ -110,6 +119,49 @@ END
 	return $node;
 }
 
+# The same, for one that is to have standbys.
+sub new_primary
+{
+	my ($name, %params) = @_;
+	my $conf = $params{conf} // '';
+
+	return new_node($name, %params, conf => <<"END");
+wal_level = replica
+max_wal_senders = 10
+max_replication_slots = 10
+wal_keep_size = 256MB
+hot_standby = on
+$conf
+END
+}
+
+# A standby, started, with all that its primary has now.  Its name is that by
+# which synchronous_standby_names knows it.  Parameter: conf.
+sub new_standby
+{
+	my ($primary, $name, %params) = @_;
+	my $standby = PostgreSQL::Test::Cluster->new($name);
+
+	$primary->backup($name);
+	$standby->init_from_backup($primary, $name, has_streaming => 1);
+	$standby->append_conf('postgresql.conf', $params{conf} // '');
+	$standby->start;
+	return $standby;
+}
+
+# Make a primary of a standby.  From now on it may have said, as one whose own
+# primary is away, what is no error of a worker.
+sub promote
+{
+	my $standby = shift;
+
+	$standby->promote;
+	wait_for($standby, 'postgres', 'SELECT NOT pg_is_in_recovery()',
+		'the end of the promotion');
+	$promoted{ $standby->name } = 1;
+	return;
+}
+
 # Stop a cluster, and look whether something went wrong unseen.  Parameters:
 # killed, the number of processes that the test ended with SIGKILL; errors, a
 # pattern of errors that the workers were made to have.
@@ -143,6 +195,7 @@ sub check_log
 
 	@alarms = grep { !/was terminated by signal 9/ || --$killed < 0 } @alarms;
 	@errors = grep { !/$params{errors}/ } @errors if defined $params{errors};
+	@errors = grep { !/$ALONE/ } @errors if $promoted{$name};
 	is(join("\n", @alarms), '', "$name: no alarm in the log");
 	is(join("\n", @errors), '', "$name: no error of a worker in the log");
 	return;
@@ -181,9 +234,16 @@ END
 sub wait_for
 {
 	my ($node, $database, $query, $what) = @_;
+	my $tries = 10 * $PostgreSQL::Test::Utils::timeout_default;
+	my $true;
 
-	$node->poll_query_until($database, $query)
-	  or die "timed out waiting for: " . ($what // $query);
+	# a psql that finds no server may end before it was given the query
+	while (!defined($true = eval { $node->poll_query_until($database, $query) }))
+	{
+		die $@ if $@ !~ /Broken pipe/ || $tries-- <= 0;
+		usleep(100_000);
+	}
+	die "timed out waiting for: " . ($what // $query) if !$true;
 	return;
 }
 
@@ -191,11 +251,11 @@ sub wait_for
 sub wait_true
 {
 	my ($what, $code) = @_;
-	my $tries = 20 * $PostgreSQL::Test::Utils::timeout_default;
+	my $end = time + $PostgreSQL::Test::Utils::timeout_default;
 
 	while (!$code->())
 	{
-		die "timed out waiting for: $what" if $tries-- <= 0;
+		die "timed out waiting for: $what" if time > $end;
 		usleep(50_000);
 	}
 	return;

@@ -1,5 +1,6 @@
 # PostgreSQL crashes in different ways under load: nothing is lost, nothing
-# arrives that was not committed, and what comes twice says so.
+# arrives that was not committed, or could still be taken back, and what comes
+# twice says so.
 
 use strict;
 use warnings FATAL => 'all';
@@ -94,6 +95,48 @@ foreach my $i (1 .. 3)
 	$node->start;
 	stop_load($load);
 	check_round("immediate shutdown $i");
+}
+
+#
+# What waits, sent on by a commit that is not durable
+#
+# By somebody who changes it, which no worker hears of, or who requeues it.  It
+# has not left if the crash could still take that back.
+#
+
+$broker->declare_queue('r');
+foreach my $i (1 .. 2)
+{
+	$node->safe_psql('postgres', "SELECT amqp_publish('', 'nowhere', 'x')");
+	wait_for($node, 'postgres',
+		'SELECT count(*) = 1 FROM amqp_outbox.deferred');
+	$node->safe_psql('postgres',
+		"UPDATE amqp_outbox.deferred SET routing_key = 'r'");
+	wait_true('what was changed', sub { $broker->count('r') == 1 });
+	$node->stop('immediate');
+	$node->start;
+	is( $node->safe_psql('postgres',
+			"SELECT count(*) FROM amqp_outbox.deferred WHERE routing_key <> 'r'"),
+		0, "changed $i: came after its commit was durable");
+	wait_settled($node, 'postgres');
+	$broker->messages('r');
+}
+
+$node->safe_psql('postgres',
+	"ALTER SERVER mes OPTIONS (ADD unroutable 'dead_letter')");
+foreach my $i (1 .. 2)
+{
+	$node->safe_psql('postgres', "SELECT amqp_publish('', 'late $i', 'x')");
+	wait_for($node, 'postgres',
+		'SELECT count(*) = 1 FROM amqp_outbox.dead_letter');
+	$broker->declare_queue("late $i");
+	$node->safe_psql('postgres', 'SELECT amqp_outbox.requeue()');
+	wait_true('what was requeued', sub { $broker->count("late $i") == 1 });
+	$node->stop('immediate');
+	$node->start;
+	is($node->safe_psql('postgres', 'SELECT count(*) FROM amqp_outbox.dead_letter'),
+		0, "requeued $i: came after its commit was durable");
+	wait_settled($node, 'postgres');
 }
 
 #

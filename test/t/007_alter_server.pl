@@ -17,8 +17,11 @@ my $node = new_node('main');
 my $port = $broker->port;
 my $password_file = PostgreSQL::Test::Utils::tempdir() . '/password';
 
-$broker->ctl('add_user', 'mes', 'secret');
-$broker->ctl('set_permissions', 'mes', '.*', '.*', '.*');
+foreach my $user ('mes', 'third')
+{
+	$broker->ctl('add_user', $user, 'secret');
+	$broker->ctl('set_permissions', $user, '.*', '.*', '.*');
+}
 append_to_file($password_file, "secret\n");
 
 create_server($node, 'postgres', 'mes', $broker);
@@ -124,11 +127,43 @@ change("ALTER USER MAPPING FOR PUBLIC SERVER mes
 	'waiting');
 last_error_like(qr/could not open password file/,
 	'missing password file: last_error');
-change("DROP USER MAPPING FOR PUBLIC SERVER mes", 'waiting');
-last_error_like(qr/no user mapping/, 'no user mapping: last_error');
+
+# Whose mapping it is that counts.
+sub connected_as
+{
+	my ($user, $name) = @_;
+
+	wait_true(
+		"connected as $user",
+		sub {
+			my @users = $broker->ctl('list_connections', 'user', 'state') =~
+			  /^(\S+)\s+running$/mg;
+			return "@users" eq $user;
+		});
+	pass($name);
+	return;
+}
+
+change("CREATE ROLE other;
+	CREATE USER MAPPING FOR other SERVER mes OPTIONS (user 'third', password 'secret');
+	DROP USER MAPPING FOR PUBLIC SERVER mes", 'waiting');
+last_error_like(qr/no user mapping/, 'no user mapping but of another role: last_error');
 change("CREATE USER MAPPING FOR CURRENT_USER SERVER mes
 	OPTIONS (user 'guest', password 'guest')",
 	'connected');
+change("CREATE USER MAPPING FOR PUBLIC SERVER mes
+		OPTIONS (user 'mes', password 'secret');
+	ALTER SERVER mes OPTIONS (SET heartbeat '8')",
+	'connected');
+connected_as('guest', "the owner's mapping goes before that of PUBLIC");
+change("ALTER SERVER mes OWNER TO other", 'connected');
+connected_as('third', "another owner's mapping");
+change("BEGIN;
+	ALTER SERVER mes OWNER TO CURRENT_USER;
+	DROP USER MAPPING FOR CURRENT_USER SERVER mes;
+	COMMIT",
+	'connected');
+connected_as('mes', 'that of PUBLIC where the owner has none');
 
 #
 # Failover

@@ -5,6 +5,7 @@
 use strict;
 use warnings FATAL => 'all';
 
+use AmqpOutboxPeer;
 use AmqpOutboxTest;
 use Test::More;
 
@@ -122,6 +123,51 @@ is( $node->safe_psql('postgres',
 		"SELECT status FROM amqp_outbox.message WHERE message_id = 'accepted'"),
 	'delivered', 'policy accept: it counts as delivered');
 is(status($node, 'postgres', 'mes', 'accepted'), 1, 'and is counted apart');
+
+# The policy counts that is there when a message comes back, not when it is settled:
+# here it waits for one before it, to a broker that is a script.
+my $peer = AmqpOutboxPeer->broker;
+
+sub returned
+{
+	my ($policy, $next, $tag) = @_;
+
+	publish("before $next", '', 'q');
+	publish("then $next", '', 'nowhere');
+	$peer->read_message foreach 1 .. 2;
+	wait_for($node, 'postgres',
+		'SELECT in_flight = 2 FROM amqp_outbox.server_status');
+	$peer->return_message("then $next", '', 'nowhere');
+	$peer->ack($tag + 1);
+	wait_for($node, 'postgres',
+		'SELECT in_flight = 1 FROM amqp_outbox.server_status',
+		"back under policy $policy");
+	$node->safe_psql('postgres',
+		"ALTER SERVER mes OPTIONS (SET unroutable '$next')");
+	$peer->ack($tag);
+	wait_for($node, 'postgres',
+		"SELECT status = 'delivered' FROM amqp_outbox.message
+			WHERE message_id = 'before $next'");
+	return $node->safe_psql('postgres',
+		"SELECT status FROM amqp_outbox.message WHERE message_id = 'then $next'");
+}
+
+$node->safe_psql('postgres',
+	"ALTER SERVER mes OPTIONS (SET port '@{[ $peer->port ]}')");
+$peer->welcome;
+is(returned('accept', 'dead_letter', 1),
+	'delivered', 'altered from accept to dead_letter: it was accepted');
+is(status($node, 'postgres', 'mes', 'accepted'), 2, 'and is counted');
+$node->safe_psql('postgres', "ALTER SERVER mes OPTIONS (SET unroutable 'retry')");
+is(returned('retry', 'accept', 3),
+	'retrying', 'altered from retry to accept: it is tried again');
+is(status($node, 'postgres', 'mes', 'accepted'), 2, 'and is not counted');
+$peer->read_message;
+$peer->ack(5);
+wait_settled($node, 'postgres');
+$node->safe_psql('postgres',
+	"ALTER SERVER mes OPTIONS (SET port '@{[ $broker->port ]}')");
+$peer->await_hangup;
 
 #
 # Age: attempts are left, but the first one is too long ago

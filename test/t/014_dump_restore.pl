@@ -9,14 +9,15 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $broker = AmqpOutboxTest::Broker->new('dump');
-my $node = new_node('main');
+my $node = new_node('main', conf => "amqp_outbox.default_server = 'mes'");
 
 sub publish
 {
-	my ($database, $prefix, $count, $key) = @_;
+	my ($database, $prefix, $count, $key, $server) = @_;
 
 	$node->safe_psql($database,
-		"SELECT count(amqp_publish('', '$key', 'x', message_id => '$prefix ' || i))
+		"SELECT count(amqp_publish('', '$key', 'x', message_id => '$prefix ' || i,
+				server => '" . ($server // 'mes') . "'))
 			FROM generate_series(1, $count) i");
 	return;
 }
@@ -34,6 +35,11 @@ wait_for($node, 'postgres',
 	"SELECT last_error IS NOT NULL FROM amqp_outbox.server_status");
 publish('postgres', 'pending', 200, 'q');
 
+# and the first ones to a server whose worker has yet to send anything
+create_server($node, 'postgres', 'erp', $broker, port => 1);
+$broker->declare_queue('r');
+publish('postgres', 'first', 10, 'r', 'erp');
+
 # a stop in good order: to the dump nothing is in doubt
 $node->restart;
 
@@ -48,7 +54,8 @@ $node->command_ok(
 
 # the copy: silent, whatever happens in it
 my $port = $broker->port;
-$node->safe_psql('copy', "ALTER SERVER mes OPTIONS (SET port '$port')");
+$node->safe_psql('copy', "ALTER SERVER $_ OPTIONS (SET port '$port')")
+  foreach 'mes', 'erp';
 publish('copy', 'new in the copy', 10, 'q');
 wait_state($node, 'copy', 'mes', 'copy');
 is(status($node, 'copy', 'mes', 'backlog'), 210, 'the copy holds what was not delivered');
@@ -70,9 +77,14 @@ is_deeply(
 is(scalar(grep { $_->[0] =~ /^pending/ && !$_->[2] } @received),
 	0, 'all of it marked: the original may have sent it since');
 
+@received = @{ $broker->received_marked('r') };
+is(scalar(@received), 10, 'and what no worker had tried to send');
+is(scalar(grep { !$_->[2] } @received),
+	0, 'that is marked as well: no receipt says that it was not sent since');
+
 # the original is not disturbed
 $node->safe_psql('postgres', "ALTER SERVER mes OPTIONS (SET port '$port')");
-wait_settled($node, 'postgres');
+wait_settled($node, 'postgres', 'mes');
 is($broker->fields('q', 'message_id'), 200, 'the original delivers its own');
 
 finish_node($node);

@@ -24,15 +24,8 @@ like($errors, qr/HINT:.*shared_preload_libraries = 'amqp_outbox'/,
 	'not preloaded: with the setting to make');
 $plain->stop;
 
-my $primary = PostgreSQL::Test::Cluster->new('primary');
-$primary->init(allows_streaming => 1);
-$primary->append_conf('postgresql.conf',
-	"shared_preload_libraries = 'amqp_outbox'");
-$primary->start;
-$primary->backup('backup');
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$standby->init_from_backup($primary, 'backup', has_streaming => 1);
-$standby->start;
+my $primary = new_primary('primary');
+my $standby = new_standby($primary, 'standby');
 $primary->safe_psql('postgres', <<'END');
 CREATE EXTENSION amqp_outbox;
 CREATE SERVER mes FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://127.0.0.1:1');

@@ -5,13 +5,19 @@
 use strict;
 use warnings FATAL => 'all';
 
+use AmqpOutboxPeer;
 use AmqpOutboxTest;
 use File::Path qw(remove_tree);
 use Test::More;
 use Time::HiRes qw(time);
 
 my $broker = AmqpOutboxTest::Broker->new('refuses');
-my $node = new_node('main');
+my $clock = AmqpOutboxPeer::Clock->new;
+my $node = do
+{
+	local %ENV = (%ENV, $clock->environment);
+	new_node('main');
+};
 my $port = $broker->port;
 
 create_server($node, 'postgres', 'mes', $broker, vhost => 'plant');
@@ -75,6 +81,18 @@ cmp_ok($pause, '>', 2.5, 'missing virtual host: the pauses grow');
 cmp_ok($pause, '<', 8, 'missing virtual host: but not beyond seconds');
 is(scalar(log_lines($node, $words)),
 	1, 'missing virtual host: all those attempts are told once');
+
+# an hour later
+$clock->set_ahead(3600);
+wait_true('a reminder', sub { log_lines($node, $words) == 2 });
+attempts(2);
+is(scalar(log_lines($node, $words)),
+	2, 'missing virtual host: and again after an hour, once');
+is( scalar(
+		log_lines(
+			$node,
+			qr/HINT: .*[1-9][0-9]* failures since the last message were not logged/)),
+	1, 'missing virtual host: with the number of failures meanwhile');
 
 my $vhost = $broker->new_vhost('plant');
 back_soon('missing virtual host');

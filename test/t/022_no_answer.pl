@@ -150,6 +150,25 @@ wait_true(
 	});
 cmp_ok(time - $begin, '<', 8, 'name server back: connected within seconds');
 
+#
+# Names that do not exist, before a host of another name
+#
+
+alter_server("SET connect_timeout '600'",
+	"SET uri 'amqp://gone.test,away.test:1,broker.test:$port'");
+$node->safe_psql('postgres',
+	"SELECT publish_sent('', 'q', 1, server => 'mes')");
+wait_true(
+	'connected by the third name',
+	sub {
+		$name_server->answer(qr/gone|away/);
+		return status($node, 'postgres', 'mes', "concat(state, ' ', host)") eq
+		  "connected broker.test:$port";
+	});
+like(status($node, 'postgres', 'mes', 'last_error'),
+	qr/could not resolve host name "away.test"/, 'no such name: last_error');
+wait_settled($node, 'postgres', 'mes');
+
 check_account(committed($node, 'postgres', 'session = 1'),
 	$broker->received('q'), 'no answer');
 check_account(committed($node, 'postgres', 'session = 2'),

@@ -149,6 +149,33 @@ $reader->query_safe('COMMIT');
 $reader->quit;
 wait_empty();
 
+# So does somebody who has a lock on nothing but what is toasted: the leaf stays,
+# and nobody waits for it.
+my $offset = -s $node->logfile;
+my $locked = $node->safe_psql('postgres', 'SELECT amqp_outbox.leaf()');
+my $toast = $node->safe_psql('postgres',
+	"SELECT reltoastrelid::regclass FROM pg_class
+		WHERE oid = 'amqp_outbox.outbox_$locked'::regclass");
+my $toast_reader = $node->background_psql('postgres');
+publish(2, 100);
+$toast_reader->query_safe("BEGIN; SELECT count(*) FROM $toast");
+wait_true(
+	'the ring is full',
+	sub {
+		publish(2, 100);
+		return log_lines($node,
+			qr/It is being used by another session|ERROR: .*lock timeout/,
+			$offset);
+	});
+wait_settled($node, 'postgres');
+is(join("\n", log_lines($node, qr/lock timeout/, $offset)),
+	'', 'what is toasted is locked: nobody waits for it');
+cmp_ok($node->safe_psql('postgres', "SELECT count(*) FROM amqp_outbox.outbox_$locked"),
+	'>=', 100, 'and its leaf stays');
+$toast_reader->query_safe('COMMIT');
+$toast_reader->quit;
+wait_empty();
+
 # A transaction that took its ids, and its leaf, before the ring turned: it
 # waits at the primary key for somebody who took its id.
 publish(3, 100);
@@ -179,7 +206,7 @@ wait_empty();
 # turn any more, and the log says why.
 create_server($node, 'postgres', 'slow', $vhost,
 	uri => 'amqp://127.0.0.1:1');
-my $offset = -s $node->logfile;
+$offset = -s $node->logfile;
 publish(8, 100, 'slow');
 wait_true(
 	'a word in the log',

@@ -117,6 +117,37 @@ $node->append_conf('postgresql.conf', 'amqp_outbox.enabled = on');
 $node->reload;
 is(taken(1), 'h1', 'COMMIT PREPARED that no worker heard of');
 
+# The statement fails, or its session ends, when everything is committed: here in
+# a look at the servers that comes after that.
+my $locker = $node->background_psql('postgres');
+foreach my $how ('cancel', 'terminate')
+{
+	my $session = $node->background_psql('postgres', on_error_stop => 0);
+	my $pid = $session->query_safe('SELECT pg_backend_pid()');
+
+	publish("PREPARE TRANSACTION 'fails'", $how);
+	wait_settled($node, 'postgres');
+	$locker->query_safe('BEGIN');
+	$locker->query_safe('LOCK TABLE pg_foreign_server IN ACCESS EXCLUSIVE MODE');
+	$session->{stdin} .= "COMMIT PREPARED 'fails';\n";
+	$session->{run}->pump_nb;
+	wait_for($node, 'postgres',
+		"SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $pid",
+		'COMMIT PREPARED waits');
+	is($node->safe_psql('postgres', 'SELECT count(*) FROM pg_prepared_xacts'),
+		0, "$how: it is committed");
+	$node->safe_psql('postgres', "SELECT pg_${how}_backend($pid)");
+	wait_for($node, 'postgres',
+		"SELECT NOT EXISTS (SELECT FROM pg_stat_activity
+			WHERE pid = $pid AND state = 'active')",
+		'its end');
+	$locker->query_safe('ROLLBACK');
+	wait_true("$how: its message", sub { $broker->count('q') == 1 });
+	is(taken(1), $how, "$how: and published, although COMMIT PREPARED failed");
+	eval { $session->quit };
+}
+$locker->quit;
+
 # Committed while a deferred message, due later than it, is in flight.
 publish("PREPARE TRANSACTION 'early'", 'l1');
 $node->safe_psql('postgres',

@@ -6,33 +6,18 @@ use strict;
 use warnings FATAL => 'all';
 
 use AmqpOutboxTest;
-use PostgreSQL::Test::Cluster;
 use Test::More;
 
-# what a standby says when its primary is away
-my $standby_errors = qr/primary server|WAL stream|walreceiver/;
-
 my $broker = AmqpOutboxTest::Broker->new('standby');
-my $primary = new_node('primary', conf => <<'END');
-wal_level = replica
-max_wal_senders = 10
-max_replication_slots = 10
-wal_keep_size = 256MB
-hot_standby = on
-END
+my $primary = new_primary('primary');
 
 create_server($primary, 'postgres', 'mes', $broker);
 create_sent($primary, 'postgres');
 $broker->declare_queue('q');
-$primary->backup('backup');
 
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$standby->init_from_backup($primary, 'backup', has_streaming => 1);
-$standby->start;
-my $silent = PostgreSQL::Test::Cluster->new('silent');
-$silent->init_from_backup($primary, 'backup', has_streaming => 1);
-$silent->append_conf('postgresql.conf', 'amqp_outbox.enabled = off');
-$silent->start;
+my $standby = new_standby($primary, 'standby');
+my $silent =
+  new_standby($primary, 'silent', conf => 'amqp_outbox.enabled = off');
 $primary->append_conf('postgresql.conf', "synchronous_standby_names = 'standby'");
 $primary->reload;
 
@@ -134,19 +119,17 @@ is( $standby->safe_psql('postgres',
 check_silence($standby, 'before the promotion');
 
 # the one that is switched off
-$silent->promote;
-wait_for($silent, 'postgres', 'SELECT NOT pg_is_in_recovery()');
+promote($silent);
 $silent->safe_psql('postgres', "SELECT publish_sent('', 'q', 4)");
 is(status($silent, 'postgres', 'mes', 'state'), 'not started',
 	'promoted and switched off: no worker');
 cmp_ok(status($silent, 'postgres', 'mes', 'backlog'), '>', 0,
 	'promoted and switched off: messages are collected');
 check_silence($silent, 'promoted and switched off');
-finish_node($silent, errors => $standby_errors);
+finish_node($silent);
 
 # What was published was confirmed by the standby, so that it knows all of it.
-$standby->promote;
-wait_for($standby, 'postgres', 'SELECT NOT pg_is_in_recovery()');
+promote($standby);
 wait_settled($standby, 'postgres');
 push @received, $broker->received_marked('q')->@*;
 check_account(committed($standby, 'postgres'), \@received, 'promoted',
@@ -157,5 +140,5 @@ wait_settled($standby, 'postgres');
 check_account(committed($standby, 'postgres'), $broker->received('q'),
 	'published after the promotion');
 
-finish_node($standby, errors => $standby_errors);
+finish_node($standby);
 done_testing();

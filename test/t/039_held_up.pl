@@ -125,42 +125,21 @@ END
 # the next message: its body, and its mark
 sub received
 {
-	my ($type, $payload);
+	my ($header, $body) = $peer->read_message;
 
-	do { ($type, $payload) = frame() } while $type != 1;
-	my (undef, $header) = frame();
-	my (undef, $body) = frame();
 	return substr($body, 0, 2)
 	  . ($header =~ /x-possible-duplicate/ ? ' marked' : '');
 }
 
-sub frame
-{
-	my ($type, undef, $size) = unpack('CnN', $peer->read_bytes(7));
-	my $payload = $peer->read_bytes($size);
-
-	$peer->read_bytes(1);
-	return ($type, $payload);
-}
-
-sub answer
-{
-	my ($method, $tag) = @_;
-
-	$peer->send_bytes(AmqpOutboxPeer::method(1, 60, $method, pack('NNC', 0, $tag, 0)));
-	return;
-}
-my ($ack, $nack) = (80, 120);
-
 $peer->welcome;
 publish('m', 'r', 'm1', 'm2', 'm3');
 is(received(), 'm1', 'm1 goes first');
-answer($nack, 1);
+$peer->nack(1);
 is(received(), 'm1 marked', 'and again');
-answer($ack, 2);
+$peer->ack(2);
 is(received(), 'm2', 'then m2');
 is(received(), 'm3', 'and m3 behind it');
-answer($nack, 3);
+$peer->nack(3);
 wait_for($node, 'postgres',
 	"SELECT attempts = 1 FROM amqp_outbox.deferred WHERE message_id = 'm2'");
 $node->stop('immediate');
@@ -168,9 +147,9 @@ $peer->hang_up;
 $node->start;
 $peer->welcome;
 is(received(), 'm2 marked', 'after a crash m2 comes again');
-answer($ack, 1);
+$peer->ack(1);
 is(received(), 'm3 marked', 'and m3, which was sent before it');
-answer($ack, 2);
+$peer->ack(2);
 wait_settled($node, 'postgres');
 
 # A deferred message of a key that cannot be read: those behind it go on.
@@ -181,7 +160,7 @@ ALTER SERVER mes OPTIONS (SET dead_letter_holds_key 'false');
 END
 publish('n', 'r2', 'n1' . 'x' x 3000, 'n2' . 'x' x 3000);
 received();
-answer($nack, 3);
+$peer->nack(3);
 wait_for($node, 'postgres', 'SELECT count(*) = 2 FROM amqp_outbox.deferred');
 $node->safe_psql('postgres', "UPDATE amqp_outbox.deferred
 	SET due_at = now() + interval '5 s' WHERE message_id LIKE 'n1%'");
@@ -198,7 +177,7 @@ close($handle) or die "cannot write $file";
 $node->start;
 $peer->welcome;
 is(received(), 'n2', 'nothing waits for what was buried');
-answer($ack, 1);
+$peer->ack(1);
 wait_settled($node, 'postgres');
 
 finish_node($node, errors => qr/unexpected chunk number/);
