@@ -214,6 +214,9 @@ publish(5, 100);
 is($node->safe_psql('postgres', "SELECT count(*) FROM amqp_outbox.outbox_$leaf"),
 	100, 'its leaf stays');
 
+is(scalar(log_lines($node, qr/canceling statement due to lock timeout/)),
+	0, 'so far no lock was waited for');
+
 # It commits when a worker has just seen that all in its leaf is settled: there
 # the worker wants to write to another leaf and has to wait.  (It does for its
 # lock_timeout.  If we are slower than that, this tests nothing.)
