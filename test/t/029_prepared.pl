@@ -36,6 +36,7 @@ sub taken
 {
 	my ($n) = @_;
 
+	wait_true("$n in the queue", sub { $broker->count('q') >= $n });
 	return join(' ',
 		map { $_->[0] } map { [ split(/\t/) ] } split(/\n/,
 			$broker->tool('--count', $n, '--fields', 'body', 'consume', 'q')));
