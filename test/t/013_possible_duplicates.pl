@@ -61,6 +61,24 @@ is_deeply(\%count,
 	{ ids => 5010, repeated => 0, marked => 0, unmarked => 0, spoilt => 0 },
 	'nothing repeated and nothing marked after a fast shutdown');
 
+# A crash before the worker has written a receipt with an outcome: that its
+# predecessor ended in good order says nothing about what it has sent.
+$node->restart;
+wait_state($node, 'postgres', 'mes', 'connected');
+$broker->freeze;
+publish('unconfirmed ', 10);
+wait_for($node, 'postgres',
+	'SELECT in_flight = 10 FROM amqp_outbox.server_status', 'all are sent');
+$node->stop('immediate');
+$broker->thaw;
+wait_true('the broker has them', sub { $broker->count('q') == 10 });
+$node->start;
+wait_settled($node, 'postgres');
+%count = take();
+is_deeply(\%count,
+	{ ids => 10, repeated => 10, marked => 10, unmarked => 0, spoilt => 0 },
+	'a crash before the first receipt: all are repeated and marked');
+
 # A crash: what may have been sent is marked, what comes later is not.
 publish('crash ', 20000);
 wait_true('some arrived', sub { $broker->count('q') > 2000 });

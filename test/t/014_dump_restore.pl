@@ -46,6 +46,10 @@ $node->restart;
 my $dump = PostgreSQL::Test::Utils::tempdir() . '/dump.sql';
 $node->command_ok([ 'pg_dump', '-f', $dump, $node->connstr('postgres') ],
 	'pg_dump');
+my $archive = PostgreSQL::Test::Utils::tempdir() . '/dump.custom';
+$node->command_ok(
+	[ 'pg_dump', '-Fc', '-f', $archive, $node->connstr('postgres') ],
+	'pg_dump into an archive');
 $node->safe_psql('postgres', 'CREATE DATABASE copy');
 $node->command_ok(
 	[ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', $dump, '-d',
@@ -86,6 +90,32 @@ is(scalar(grep { !$_->[2] } @received),
 $node->safe_psql('postgres', "ALTER SERVER mes OPTIONS (SET port '$port')");
 wait_settled($node, 'postgres', 'mes');
 is($broker->fields('q', 'message_id'), 200, 'the original delivers its own');
+
+# Another copy, where somebody set the counter of ids before the rows were there.
+$node->safe_psql('postgres', 'CREATE DATABASE early');
+$node->command_ok(
+	[ 'pg_restore', '-d', $node->connstr('early'), '--section', 'pre-data',
+		$archive ],
+	'restore of the definitions');
+is( $node->safe_psql('early',
+		'SELECT amqp_outbox.leaf(); SELECT next_id FROM amqp_outbox.horizon()'),
+	"0\n1", 'the counter is set');
+$node->command_ok(
+	[ 'pg_restore', '-d', $node->connstr('early'), '--section', 'data',
+		'--section', 'post-data', $archive ],
+	'restore of the rows');
+$node->safe_psql('early',
+	"ALTER SERVER mes OPTIONS (SET port '$port'); SELECT amqp_outbox.adopt()");
+is( $node->safe_psql('early',
+		'SELECT next_id > (SELECT max(id) FROM amqp_outbox.outbox)
+			FROM amqp_outbox.horizon()'),
+	't', 'adopted: new ids are larger than those that were restored');
+publish('early', 'new', 10, 'q');
+wait_settled($node, 'early');
+is_deeply(
+	[ map { $_->[0] } $broker->fields('q', 'message_id') ],
+	[ (map { "pending $_" } 1 .. 200), (map { "new $_" } 1 .. 10) ],
+	'and new messages follow them');
 
 finish_node($node);
 done_testing();

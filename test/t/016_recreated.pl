@@ -1,5 +1,6 @@
 # An extension that is dropped and created anew starts from nothing: the worker
-# of the former one writes nothing into the new tables.
+# of the former one writes nothing into the new tables.  If that is rolled back,
+# the former one goes on where it was.
 
 use strict;
 use warnings FATAL => 'all';
@@ -8,21 +9,35 @@ use AmqpOutboxTest;
 use Test::More;
 
 my $broker = AmqpOutboxTest::Broker->new('recreated');
-my $node = new_node('main');
+my $node = new_node('main', conf => 'max_prepared_transactions = 2
+autovacuum = off');
+my $port = $broker->port;
 
 $broker->declare_queue('q');
 create_server($node, 'postgres', 'mes', $broker);
 
-foreach my $round (1 .. 5)
+sub publish
 {
-	$node->safe_psql('postgres',
-		"SELECT count(amqp_publish('', 'q', 'x', message_id => 'a' || i))
-			FROM generate_series(1, 1000) i");
-	wait_settled($node, 'postgres');
-	is($broker->fields('q', 'message_id'), 1000, 'messages of one extension');
+	my ($count) = @_;
 
-	# in one transaction, so that the new one is there when the old worker hears
-	my $port = $broker->port;
+	return "SELECT count(amqp_publish('', 'q', 'x', message_id => i::text))
+		FROM generate_series(1, $count) i;";
+}
+
+sub check_arrived
+{
+	my ($count, $name) = @_;
+
+	wait_settled($node, 'postgres');
+	is($broker->fields('q', 'message_id'), $count, $name);
+	return;
+}
+
+# In one transaction, so that the new one is there when the old worker hears.
+sub recreate
+{
+	my ($end) = @_;
+
 	$node->safe_psql('postgres', <<"END");
 BEGIN;
 SET LOCAL client_min_messages = warning;
@@ -31,13 +46,52 @@ CREATE EXTENSION amqp_outbox;
 CREATE SERVER mes FOREIGN DATA WRAPPER amqp_outbox
 	OPTIONS (host '127.0.0.1', port '$port');
 CREATE USER MAPPING FOR PUBLIC SERVER mes OPTIONS (user 'guest', password 'guest');
-SELECT count(amqp_publish('', 'q', 'x', message_id => 'b' || i)) FROM generate_series(1, 10) i;
-COMMIT;
+$end
 END
-	wait_settled($node, 'postgres');
-	is($broker->fields('q', 'message_id'), 10, 'messages of the next one');
+	return;
+}
+
+foreach my $round (1 .. 5)
+{
+	$node->safe_psql('postgres', publish(1000));
+	check_arrived(1000, 'messages of one extension');
+	recreate(publish(10) . 'COMMIT;');
+	check_arrived(10, 'messages of the next one');
 	is(status($node, 'postgres', 'mes', 'delivered'), 10, 'which counts anew');
 }
+
+# The counter of ids stands in shared memory.  A new one takes the place of a
+# former one of the database when there is no other, so others are used up: by
+# new tables, which is all that makes a counter a new one.
+$node->safe_psql('postgres', <<'END');
+DO $$
+BEGIN
+	FOR i IN 1 .. 256 LOOP
+		BEGIN
+			ALTER TABLE amqp_outbox.outbox RENAME TO former;
+			CREATE TABLE amqp_outbox.outbox ();
+			PERFORM amqp_outbox.leaf();
+			RAISE 'rolled back';
+		EXCEPTION WHEN raise_exception THEN
+		END;
+	END LOOP;
+END $$;
+END
+recreate(publish(10) . 'COMMIT;');
+check_arrived(10, 'messages of one that has the last place');
+
+# The newest ids have left no trace in the tables.
+$node->safe_psql('postgres',
+	'BEGIN;' . publish(100) . "PREPARE TRANSACTION 'gone'");
+$node->safe_psql('postgres', "ROLLBACK PREPARED 'gone'");
+$node->safe_psql('postgres', 'VACUUM amqp_outbox.deferred');
+my $next_id = 'SELECT next_id FROM amqp_outbox.horizon()';
+my $id = $node->safe_psql('postgres', $next_id);
+recreate('SELECT amqp_outbox.leaf(); ROLLBACK;');
+$node->safe_psql('postgres', publish(10));
+is($node->safe_psql('postgres', $next_id),
+	$id + 10, 'rolled back: ids go on where they were');
+check_arrived(10, 'rolled back: and messages of the former one arrive');
 
 # While one that is being dropped is not gone yet, the worker waits for it before
 # it has locked anything: else each could wait for the other.

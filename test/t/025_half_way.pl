@@ -52,7 +52,12 @@ sub arrived
 {
 	my ($name, $mode) = @_;
 
-	wait_settled($node, 'postgres');
+	wait_for(
+		$node,
+		'postgres',
+		'SELECT sum(backlog) = 0 AND sum(in_flight) = 0
+			FROM amqp_outbox.server_status',
+		"$name: everything delivered");
 	my $duplicates = check_account(
 		committed($node, 'postgres'),
 		[

@@ -36,6 +36,18 @@ sub wait_empty
 	return;
 }
 
+# While somebody else has locked the outbox as a worker does for it, the ring
+# stands still.
+sub hold_ring
+{
+	my $session = $node->background_psql('postgres');
+
+	$session->query_safe('BEGIN');
+	$session->query_safe(
+		'LOCK TABLE ONLY amqp_outbox.outbox IN SHARE UPDATE EXCLUSIVE MODE');
+	return $session;
+}
+
 sub publish
 {
 	my ($session, $count, $server) = @_;
@@ -47,10 +59,13 @@ sub publish
 	return;
 }
 
-# Without traffic: what was drained goes, down to the newest receipt.
+# Without traffic: what was drained goes, down to the newest receipt, which
+# stands in the leaf that goes.
+my $ring = hold_ring();
 publish(1, 5000);
 publish(1, 5000);
 wait_settled($node, 'postgres');
+$ring->quit;
 wait_empty();
 is( $node->safe_psql(
 		'postgres',
@@ -106,6 +121,7 @@ check_account(committed($node, 'postgres', 'session >= 10'),
 sub written { return $node->safe_psql('postgres', 'SELECT amqp_outbox.leaf()'); }
 
 $node->append_conf('postgresql.conf', "amqp_outbox.retention = '1h'");
+$node->restart;
 foreach my $i (1 .. 2)
 {
 	my $leaf = written();
@@ -176,10 +192,37 @@ $toast_reader->query_safe('COMMIT');
 $toast_reader->quit;
 wait_empty();
 
+# Let nobody write to these leaves.
+sub lock_leaves
+{
+	my $session = $node->background_psql('postgres');
+
+	$session->query_safe('BEGIN');
+	$session->query_safe('LOCK TABLE '
+		  . join(', ', map { "amqp_outbox.outbox_$_" } @_)
+		  . ' IN SHARE MODE');
+	return $session;
+}
+
+sub wait_lock
+{
+	my ($where, $what) = @_;
+
+	wait_for(
+		$node,
+		'postgres',
+		"SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+			WHERE NOT granted AND $where)",
+		$what);
+	return;
+}
+
 # A transaction that took its ids, and its leaf, before the ring turned: it
 # waits at the primary key for somebody who took its id.
+$ring = hold_ring();
 publish(3, 100);
-my $leaf = $node->safe_psql('postgres', 'SELECT amqp_outbox.leaf()');
+wait_settled($node, 'postgres');
+my $leaf = written();
 my $blocker = $node->background_psql('postgres');
 $blocker->query_safe('BEGIN');
 $blocker->query_safe("INSERT INTO amqp_outbox.outbox_$leaf (server_key, id,
@@ -191,16 +234,76 @@ wait_for(
 	$node, 'postgres',
 	'SELECT holder_pid IS NOT NULL FROM amqp_outbox.horizon()',
 	'a transaction between its ids and its end');
+$ring->quit;
 wait_for($node, 'postgres', "SELECT amqp_outbox.leaf() <> $leaf",
 	'the ring has turned');
 publish(5, 100);
 is($node->safe_psql('postgres', "SELECT count(*) FROM amqp_outbox.outbox_$leaf"),
 	100, 'its leaf stays');
+
+is(scalar(log_lines($node, qr/canceling statement due to lock timeout/)),
+	0, 'so far no lock was waited for');
+
+# It commits when a worker has just seen that all in its leaf is settled: there
+# the worker wants to write to another leaf and has to wait.  (It does for its
+# lock_timeout.  If we are slower than that, this tests nothing.)
+my $next = written();
+wait_for($node, 'postgres',
+	"SELECT EXISTS (SELECT FROM amqp_outbox.receipt_$next)",
+	'its newest receipt is kept elsewhere');
+my $locks = lock_leaves(grep { $_ != $leaf } 0 .. 3);
+wait_lock("backend_type = 'amqp_outbox worker'", 'a worker held up');
 $blocker->query_safe('ROLLBACK');
-$blocker->quit;
-wait_settled($node, 'postgres');
 $slow->quit;
+$locks->query_safe('ROLLBACK');
+$_->quit foreach $blocker, $locks;
+wait_settled($node, 'postgres');
 wait_empty();
+check_account(committed($node, 'postgres', 'session IN (2, 3, 4, 5, 9)'),
+	$broker->received('q'), 'readers and slow writers');
+
+# A transaction that has to wait for its leaf, and the ring turns meanwhile.
+wait_for(
+	$node,
+	'postgres',
+	"SELECT count(*) = 0 FROM pg_class
+		WHERE relnamespace = 'amqp_outbox'::regnamespace
+		AND relname ~ '^(outbox|receipt|late)_[0-3]\$'
+		AND right(relname, 1)::int <> amqp_outbox.leaf()
+		AND pg_relation_size(oid) > 0",
+	'nothing but the leaf that is written');
+$ring = hold_ring();
+publish(12, 100);
+wait_settled($node, 'postgres');
+$leaf = written();
+$locks = lock_leaves($leaf);
+my $waiting = $node->background_psql('postgres');
+$waiting->query_until(qr//, "SELECT publish_sent('', 'q', 13);\n");
+wait_lock("relation = 'amqp_outbox.outbox_$leaf'::regclass",
+	'a transaction that waits for its leaf');
+$ring->quit;
+wait_true(
+	'the ring has turned',
+	sub {
+		# waits for that leaf, too, as long as it is the one that is written
+		(undef, $next) = $node->psql('postgres',
+			"SET lock_timeout = '100ms'; SELECT amqp_outbox.leaf()");
+		return $next ne '' && $next != $leaf;
+	});
+$ring = hold_ring();
+$locks->query_safe('ROLLBACK');
+$waiting->quit;
+is( $node->safe_psql(
+		'postgres',
+		'SELECT o.tableoid::regclass FROM amqp_outbox.outbox o
+			JOIN sent s ON s.id = o.message_id WHERE s.session = 13'),
+	"amqp_outbox.outbox_$next",
+	'who waited for a leaf writes to the next one');
+$_->quit foreach $locks, $ring;
+wait_settled($node, 'postgres');
+wait_empty();
+check_account(committed($node, 'postgres', 'session IN (12, 13)'),
+	$broker->received('q'), 'who waited for a leaf');
 
 # One server lags behind: nothing goes before it has caught up, the ring cannot
 # turn any more, and the log says why.
@@ -221,6 +324,11 @@ is( $node->safe_psql(
 			(SELECT FROM amqp_outbox.message m WHERE m.message_id = s.id)"),
 	'0',
 	'all that is kept is seen');
+
+# Which of the leaves was written last: there is no gap to tell.
+$written = written();
+$node->restart;
+is(written(), $written, 'the same leaf is written after a restart of a full ring');
 $vhost->declare_queue('q');
 $node->safe_psql('postgres',
 	'ALTER SERVER slow OPTIONS (DROP uri, ADD host \'127.0.0.1\', ADD port \''
@@ -235,9 +343,9 @@ $node->safe_psql('postgres', 'DROP SERVER slow CASCADE');
 wait_empty();
 
 check_account(
-	committed($node, 'postgres', 'session BETWEEN 2 AND 9'),
+	committed($node, 'postgres', 'session BETWEEN 6 AND 8'),
 	[ @{ $broker->received('q') }, @{ $vhost->received('q') } ],
-	'readers, slow writers and slow servers');
+	'slow servers');
 
 # Crashes in the middle of it all.
 $load = start_load($node,
@@ -263,5 +371,5 @@ wait_empty();
 check_account(committed($node, 'postgres', 'session >= 20'),
 	$broker->received_marked('q'), 'crashes', duplicates => 'marked');
 
-finish_node($node);
+finish_node($node, errors => qr/canceling statement due to lock timeout/);
 done_testing();

@@ -32,28 +32,39 @@ sub publish
 	return;
 }
 
+# So many messages come, as their bodies.
 sub taken
 {
-	my ($n) = @_;
+	my ($n, $name) = @_;
 
+	wait_true($name, sub { $broker->count('q') >= $n });
 	return join(' ',
 		map { $_->[0] } map { [ split(/\t/) ] } split(/\n/,
 			$broker->tool('--count', $n, '--fields', 'body', 'consume', 'q')));
 }
 
+# Messages with these bodies come, in this order.
+sub come
+{
+	my ($bodies, $name) = @_;
+
+	is(taken(scalar(split(/ /, $bodies)), $name), $bodies, $name);
+	return;
+}
+
 # The very first message of the server, and it is only prepared.
 publish("PREPARE TRANSACTION 'first'", 'a1', 'a2');
 publish('COMMIT', 'b1');
-is(taken(1), 'b1', 'the others are not held up by a prepared transaction');
+come('b1', 'the others are not held up by a prepared transaction');
 $node->safe_psql('postgres',
 	"SELECT amqp_publish('', 'q', 'c1', server => 'erp')");
-is(taken(1), 'c1', 'nor are those to a server that nobody published to before');
+come('c1', 'nor are those to a server that nobody published to before');
 is( $node->safe_psql(
 		'postgres', "SELECT horizon = next_id, holder_pid FROM amqp_outbox.horizon()"),
 	't|',
 	'it does not hold the horizon');
 $node->safe_psql('postgres', "COMMIT PREPARED 'first'");
-is(taken(2), 'a1 a2', 'COMMIT PREPARED publishes, in order');
+come('a1 a2', 'COMMIT PREPARED publishes, in order');
 wait_settled($node, 'postgres');
 is( $node->safe_psql(
 		'postgres',
@@ -69,13 +80,14 @@ $node->safe_psql('postgres', "ROLLBACK PREPARED 'gone'");
 publish("SAVEPOINT s; SELECT amqp_publish('', 'q', 'lost', server => 'mes');
 	ROLLBACK TO s; PREPARE TRANSACTION 'part'", 'd1');
 $node->safe_psql('postgres', "COMMIT PREPARED 'part'");
-is(taken(1), 'd1', 'without what was rolled back');
+come('d1', 'without what was rolled back');
 publish(
 	"SELECT count(amqp_publish('', 'q', 'e', server => 'mes',
 		ordering_key => nullif('k' || i % 3, 'k0'))) FROM generate_series(1, 10000) i;
 	PREPARE TRANSACTION 'large'");
 $node->safe_psql('postgres', "COMMIT PREPARED 'large'");
-is(length(taken(10000) =~ s/ //gr), 10000, 'ten thousand at once');
+is(length(taken(10000, 'ten thousand') =~ s/ //gr),
+	10000, 'ten thousand at once');
 wait_settled($node, 'postgres');
 
 # Across restarts of every kind; the worker is away when it is committed.
@@ -90,16 +102,16 @@ $node->start;
 is($node->safe_psql('postgres', 'SELECT count(*) FROM pg_prepared_xacts'),
 	3, 'still prepared');
 publish('COMMIT', 'g1');
-is(taken(1), 'g1', 'others go on');
+come('g1', 'others go on');
 is($node->safe_psql('postgres', $next_id),
 	$before + 1, 'with ids behind those of prepared transactions');
 $node->safe_psql('postgres', "COMMIT PREPARED 'fast'");
-is(taken(1), 'f1', 'COMMIT PREPARED after a restart');
+come('f1', 'COMMIT PREPARED after a restart');
 $node->safe_psql('postgres', "ROLLBACK PREPARED 'rolled back'");
 $broker->stop;
 $node->safe_psql('postgres', "COMMIT PREPARED 'crash'");
 $broker->start;
-is(taken(1), 'f2', 'after a crash, and an outage of the broker');
+come('f2', 'after a crash, and an outage of the broker');
 
 # A crash right after it: whoever comes next finds it.
 publish("PREPARE TRANSACTION 'unheard'", 'h1');
@@ -115,7 +127,7 @@ is( $node->safe_psql(
 	'it is pending');
 $node->append_conf('postgresql.conf', 'amqp_outbox.enabled = on');
 $node->reload;
-is(taken(1), 'h1', 'COMMIT PREPARED that no worker heard of');
+come('h1', 'COMMIT PREPARED that no worker heard of');
 
 # The statement fails, or its session ends, when everything is committed: here in
 # a look at the servers that comes after that.
@@ -160,7 +172,7 @@ wait_for($node, 'postgres',
 	"SELECT in_flight = 1 FROM amqp_outbox.server_status WHERE server = 'mes'");
 $node->safe_psql('postgres', "COMMIT PREPARED 'early'");
 $broker->thaw;
-is(taken(1), 'l1', 'COMMIT PREPARED beside deferred messages');
+come('l1', 'COMMIT PREPARED beside deferred messages');
 
 # One of an ordering key waits: what is prepared behind it does so, too.
 $broker->declare_exchange('e', 'topic');
@@ -183,7 +195,7 @@ wait_for(
 	'one that is held behind it');
 $broker->bind_queue('q', 'e', 'later');
 $node->safe_psql('postgres', 'SELECT amqp_outbox.wake()');
-is(taken(2), 'n1 n2', 'behind a message of its ordering key that waits');
+come('n1 n2', 'behind a message of its ordering key that waits');
 
 # Servers that come and change with a prepared transaction.
 $node->safe_psql('postgres', <<"END");
@@ -198,7 +210,7 @@ my $since = status($node, 'postgres', 'erp', 'since');
 $node->safe_psql('postgres', "COMMIT PREPARED 'servers'");
 $node->safe_psql('postgres',
 	"SELECT amqp_publish('', 'q', 'i1', server => 'late')");
-is(taken(1), 'i1', 'a server of a prepared transaction');
+come('i1', 'a server of a prepared transaction');
 $broker->freeze;
 $node->safe_psql('postgres',
 	"SELECT count(amqp_publish('', 'q', 'j', server => 'erp'))
