@@ -12,7 +12,8 @@ PGFILEDESC = "amqp_outbox - transactional outbox for AMQP"
 ROOMS = message settings horizon registry shared catalog leaf option server \
 	flush buffer store ordering ledger settlement destination stream properties \
 	wire login returned transport_amqp091 pipeline rotation worker launcher \
-	utility enqueue publish monitor amqp_outbox
+	utility enqueue template row_json row_option row_plan row_text \
+	row_body row_event row_message row publish monitor amqp_outbox
 OBJS = $(patsubst %,src/%.o,$(ROOMS))
 
 REGRESS = $(patsubst sql/%.sql,%,$(filter-out sql/amqp_outbox--%, \

@@ -303,6 +303,10 @@ BEGIN
 	END LOOP;
 END $$;
 
+CREATE FUNCTION amqp_publish_row()
+RETURNS trigger LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'outbox_sql_publish_row';
+
 --
 -- Seeing it
 --

@@ -353,6 +353,15 @@ outbox_enqueue_new_id(TimestampTz now)
 	return CStringGetTextDatum(str);
 }
 
+Datum
+outbox_draft_make_id(OutboxDraft *draft)
+{
+	Datum		id = outbox_enqueue_new_id(GetCurrentTimestamp());
+
+	outbox_draft_set(draft, OUTBOX_COL_MESSAGE_ID, id);
+	return id;
+}
+
 static void
 outbox_enqueue_message_id(OutboxDraft *draft, TimestampTz now)
 {

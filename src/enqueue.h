@@ -46,6 +46,9 @@ outbox_draft_set(OutboxDraft *draft, int column, Datum value)
 	draft->isnull[column] = false;
 }
 
+/* Generate the message id now, for content that names it; returns it. */
+extern Datum outbox_draft_make_id(OutboxDraft *draft);
+
 /* Text in the database's encoding as a body: UTF-8. */
 extern void outbox_draft_set_body_text(OutboxDraft *draft, char *str, int len);
 
