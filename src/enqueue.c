@@ -69,6 +69,7 @@ outbox_draft_init(OutboxDraft *draft, const char *of, const char *what)
 	draft->of = of;
 	draft->what = what;
 	draft->server = NULL;
+	draft->serverid = InvalidOid;
 	memset(draft->isnull, true, sizeof(draft->isnull));
 	draft->content_type = NULL;
 	draft->content_encoding = NULL;
@@ -379,8 +380,11 @@ Datum
 outbox_enqueue(OutboxDraft *draft)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	Oid			serverid = outbox_server_choose(draft->server);
+	Oid			serverid = draft->serverid;
 	Size		size;
+
+	if (!OidIsValid(serverid))
+		serverid = outbox_server_choose(draft->server);
 
 	outbox_enqueue_body(draft);
 	size = outbox_enqueue_short_strings(draft);

@@ -27,6 +27,7 @@ typedef struct OutboxDraft
 	const char *what;			/* and what its parts are: "argument" */
 
 	const char *server;			/* NULL: the default one */
+	Oid			serverid;		/* if it was chosen before, else InvalidOid */
 	Datum		values[OUTBOX_NCOLUMNS];	/* as amqp_outbox.outbox */
 	bool		isnull[OUTBOX_NCOLUMNS];
 

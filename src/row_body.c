@@ -34,9 +34,9 @@ outbox_row_json(StringInfo out, const OutboxRowChange *change,
 
 		if (!column->in_body)
 			continue;
-		appendStringInfoChar(out, separator);
+		appendStringInfoCharMacro(out, separator);
 		separator = ',';
-		appendStringInfoString(out, column->json_name);
+		appendBinaryStringInfo(out, column->json_name, column->json_name_len);
 		if (row->tts_isnull[i])
 			appendStringInfoString(out, "null");
 		else

@@ -12,11 +12,12 @@
  */
 #include "postgres.h"
 
+#include <ctype.h>
+
 #include "access/htup_details.h"
 #include "access/transam.h"
 #include "catalog/pg_type.h"
 #include "common/base64.h"
-#include "common/jsonapi.h"
 #include "executor/executor.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -193,7 +194,7 @@ static void
 outbox_json_number(StringInfo out, char *digits)
 {
 	/* NaN and infinities are numbers of PostgreSQL, but not of JSON */
-	if (IsValidJsonNumber(digits, strlen(digits)))
+	if (isdigit((unsigned char) digits[digits[0] == '-' ? 1 : 0]))
 		appendStringInfoString(out, digits);
 	else
 		escape_json(out, digits);
@@ -208,6 +209,26 @@ outbox_json_datetime(StringInfo out, OutboxJsonType *type, Datum value)
 	appendStringInfoChar(out, '"');
 	appendStringInfoString(out, buf);
 	appendStringInfoChar(out, '"');
+}
+
+/* Most strings have nothing in them to escape. */
+static void
+outbox_json_string(StringInfo out, text *t)
+{
+	const unsigned char *str = (const unsigned char *) VARDATA_ANY(t);
+	int			len = VARSIZE_ANY_EXHDR(t);
+
+	for (int i = 0; i < len; i++)
+	{
+		if (str[i] < ' ' || str[i] == '"' || str[i] == '\\')
+		{
+			escape_json(out, text_to_cstring(t));
+			return;
+		}
+	}
+	appendStringInfoCharMacro(out, '"');
+	appendBinaryStringInfo(out, (const char *) str, len);
+	appendStringInfoCharMacro(out, '"');
 }
 
 static void
@@ -355,7 +376,7 @@ outbox_json_append(StringInfo out, OutboxJsonType *type, Datum value)
 			escape_json(out, OutputFunctionCall(&type->function, value));
 			break;
 		case OUTBOX_JSON_STRING:
-			escape_json(out, TextDatumGetCString(value));
+			outbox_json_string(out, DatumGetTextPP(value));
 			break;
 		case OUTBOX_JSON_NUMBER:
 			outbox_json_number(out,

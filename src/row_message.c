@@ -15,6 +15,7 @@
 #include "row_body.h"
 #include "row_event.h"
 #include "row_message.h"
+#include "server.h"
 
 /* In UTF-8 what was written is the bytea, with its length word. */
 static void
@@ -68,7 +69,7 @@ outbox_row_set_properties(OutboxDraft *draft, const OutboxRowChange *change)
 	OutboxRowPlan *plan = change->plan;
 	const OutboxRowOptions *options = plan->options;
 
-	draft->server = options->server;
+	draft->serverid = change->serverid;
 	outbox_draft_set(draft, OUTBOX_COL_EXCHANGE,
 					 outbox_row_text(change, &plan->exchange,
 									 OUTBOX_QUOTE_NOTHING));
@@ -107,6 +108,8 @@ outbox_row_publish(OutboxRowChange *change)
 		change->plan->options->skip_unchanged && !outbox_row_changed(change))
 		return;
 
+	if (!OidIsValid(change->serverid))
+		change->serverid = outbox_server_choose(change->plan->options->server);
 	outbox_draft_init(&draft, "amqp_publish_row", "property");
 	outbox_row_set_properties(&draft, change);
 	key = change->plan->nkeys > 0 ? outbox_row_key(change) : NULL;

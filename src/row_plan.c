@@ -170,6 +170,7 @@ outbox_row_plan_columns(OutboxRowPlan *plan, TupleDesc tupdesc)
 		appendStringInfoChar(&json_name, ':');
 		column->name = pstrdup(NameStr(att->attname));
 		column->json_name = json_name.data;
+		column->json_name_len = json_name.len;
 		column->byval = att->attbyval;
 		column->len = att->attlen;
 	}

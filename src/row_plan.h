@@ -32,6 +32,7 @@ typedef struct OutboxRowColumn
 {
 	const char *name;			/* NULL: dropped, or computed when it is read */
 	const char *json_name;		/* as the beginning of a member: "name": */
+	int			json_name_len;
 	bool		in_body;
 	bool		watched;		/* a change of it is a change of the message */
 	bool		byval;

@@ -22,6 +22,7 @@
 typedef struct OutboxRowChange
 {
 	OutboxRowPlan *plan;
+	Oid			serverid;		/* chosen with the first message */
 	OutboxRowOp op;
 	TupleTableSlot *old_row;
 	TupleTableSlot *new_row;
