@@ -52,7 +52,14 @@ outbox_row_error_context(void *arg)
 	Trigger    *trigger = context->trigger->tg_trigger;
 
 	if (context->option != NULL)
+	{
+		/* errors of the input functions of these types have none */
+		if (strncmp(context->option, "expiration=", 11) == 0)
+			errhint("Give an interval, such as 90 s or 10 min.");
+		else if (geterrcode() == ERRCODE_INVALID_TEXT_REPRESENTATION)
+			errhint("Give a JSON object, such as {\"name\": \"value\"}.");
 		errcontext("option \"%s\"", context->option);
+	}
 	errcontext("trigger \"%s\" on table \"%s\", which publishes to exchange \"%s\" with routing key \"%s\"",
 			   trigger->tgname,
 			   RelationGetRelationName(context->trigger->tg_relation),

@@ -47,7 +47,9 @@ outbox_row_set_content(OutboxDraft *draft, const OutboxRowChange *change,
 
 	initStringInfo(&body);
 	appendStringInfoSpaces(&body, VARHDRSZ);
-	draft->content_type = options->content_type;
+	if (options->content_type != NULL)
+		outbox_draft_set(draft, OUTBOX_COL_CONTENT_TYPE,
+						 CStringGetTextDatum(options->content_type));
 	if (options->cloudevents == OUTBOX_CLOUDEVENTS_STRUCTURED)
 	{
 		outbox_row_json_event(&body, change, &event);
@@ -56,8 +58,7 @@ outbox_row_set_content(OutboxDraft *draft, const OutboxRowChange *change,
 	else if (options->body != OUTBOX_BODY_NONE)
 	{
 		outbox_row_json_body(&body, change);
-		if (draft->content_type == NULL)
-			draft->content_type = "application/json";
+		draft->content_type = "application/json";
 	}
 	outbox_row_set_body(draft, &body);
 }

@@ -284,11 +284,11 @@ outbox_row_plan_fill(OutboxRowPlan *plan, TriggerData *data,
 						 pstrdup(trigger->tgargs[0]));
 	outbox_row_plan_text(plan, tupdesc, &plan->routing_key, "routing key",
 						 pstrdup(trigger->tgargs[1]));
-	outbox_row_plan_text(plan, tupdesc, &plan->type, "option type",
+	outbox_row_plan_text(plan, tupdesc, &plan->type, "type",
 						 options->type);
-	outbox_row_plan_text(plan, tupdesc, &plan->source, "option source",
+	outbox_row_plan_text(plan, tupdesc, &plan->source, "source",
 						 options->source);
-	outbox_row_plan_text(plan, tupdesc, &plan->subject, "option subject",
+	outbox_row_plan_text(plan, tupdesc, &plan->subject, "subject",
 						 options->subject);
 	outbox_row_plan_key(plan, tupdesc);
 	outbox_row_plan_names(plan);
