@@ -11,6 +11,7 @@
 #include "utils/builtins.h"
 #include "utils/varlena.h"
 
+#include "compat.h"
 #include "properties.h"
 #include "row_option.h"
 
@@ -82,7 +83,7 @@ outbox_row_option_find(const char *name)
 			 errhint("Valid options of amqp_publish_row are: %s.", valid.data)));
 }
 
-static void pg_attribute_noreturn()
+pg_noreturn static void
 outbox_row_option_refuse(const OutboxRowOption *option, const char *value,
 						 const char *hint)
 {
@@ -193,7 +194,7 @@ outbox_row_option_set(OutboxRowOptions *options, const OutboxRowOption *option,
 	}
 }
 
-static void pg_attribute_noreturn()
+pg_noreturn static void
 outbox_row_option_conflict(const char *option, const char *detail,
 						   const char *hint)
 {

@@ -88,7 +88,7 @@ outbox_row_plan_init(void)
  * Columns
  */
 
-static void pg_attribute_noreturn()
+pg_noreturn static void
 outbox_row_plan_no_column(const OutboxRowPlan *plan, const char *name,
 						  const char *what)
 {

@@ -14,9 +14,10 @@
 #include "nodes/pg_list.h"
 #include "utils/varlena.h"
 
+#include "compat.h"
 #include "template.h"
 
-static void pg_attribute_noreturn()
+pg_noreturn static void
 outbox_template_fail(const OutboxTemplate *template, char *detail)
 {
 	ereport(ERROR,
