@@ -127,6 +127,8 @@ CALL try('{a}', 'rk');
 CALL try('ex', 'rk', 'key=plant,a');
 CALL try('ex', 'rk', 'type={a}');
 CALL try('ex', 'rk', 'content_type=' || repeat('x', 256));
+CALL try('ex', 'rk', 'cloudevents=binary', 'type={"B c"}', 'null_word=');
+CALL try('ex', 'rk', 'cloudevents=structured', 'source={old.a}', 'null_word=');
 CALL try('ex', 'rk', 'headers={"x-possible-duplicate": true}');
 SET amqp_outbox.max_message_size = 100;
 CALL try('ex', 'rk');

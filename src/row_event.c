@@ -40,12 +40,15 @@ outbox_row_printable(char *str)
 	return str;
 }
 
-/* /database/schema/table */
+/* /database/schema/table; no name changes while the plan is valid. */
 static const char *
-outbox_row_default_source(const OutboxRowPlan *plan)
+outbox_row_default_source(OutboxRowPlan *plan)
 {
 	StringInfoData out;
+	MemoryContext old_context;
 
+	if (plan->default_source != NULL)
+		return plan->default_source;
 	initStringInfo(&out);
 	appendStringInfoChar(&out, '/');
 	outbox_row_append_uri(&out, get_database_name(MyDatabaseId));
@@ -53,7 +56,25 @@ outbox_row_default_source(const OutboxRowPlan *plan)
 	outbox_row_append_uri(&out, plan->schema);
 	appendStringInfoChar(&out, '/');
 	outbox_row_append_uri(&out, plan->table);
-	return out.data;
+	old_context = MemoryContextSwitchTo(plan->context);
+	plan->default_source = pstrdup(out.data);
+	MemoryContextSwitchTo(old_context);
+	return plan->default_source;
+}
+
+/* Two attributes must be there, so a template must not come out empty. */
+static char *
+outbox_row_required(Datum value, const char *name)
+{
+	char	   *str = TextDatumGetCString(value);
+
+	if (*str == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("attribute \"%s\" of the CloudEvent is empty", name),
+				 errdetail("Every CloudEvent has one, and the values in the option's template are empty."),
+				 errhint("Put text around them, or give the options null_word and empty_word.")));
+	return str;
 }
 
 void
@@ -66,14 +87,16 @@ outbox_row_event(const OutboxRowChange *change, Datum id, const char *key,
 	event->time = outbox_row_time();
 	if (plan->source.template != NULL)
 		event->source =
-			TextDatumGetCString(outbox_row_text(change, &plan->source,
-												OUTBOX_QUOTE_URI));
+			outbox_row_required(outbox_row_text(change, &plan->source,
+												OUTBOX_QUOTE_URI),
+								"source");
 	else
 		event->source = outbox_row_default_source(plan);
 	if (plan->type.template != NULL)
 		event->type =
-			outbox_row_printable(TextDatumGetCString(outbox_row_text(change, &plan->type,
-																	 OUTBOX_QUOTE_NOTHING)));
+			outbox_row_printable(outbox_row_required(outbox_row_text(change, &plan->type,
+																	 OUTBOX_QUOTE_NOTHING),
+													 "type"));
 	else
 		event->type =
 			outbox_row_printable(psprintf("%s.%s.%s", plan->schema,

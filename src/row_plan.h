@@ -66,6 +66,7 @@ typedef struct OutboxRowPlan
 	OutboxRowText routing_key;
 	OutboxRowText type;
 	OutboxRowText source;
+	char	   *default_source; /* of a CloudEvent; NULL: not made yet */
 	OutboxRowText subject;
 	int			ncolumns;
 	OutboxRowColumn *columns;
