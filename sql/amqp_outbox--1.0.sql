@@ -311,10 +311,10 @@ END $$;
 --		amqp_publish_row('exchange', 'plant.{plant_id}.order.{op}', 'option=value', ...)
 --
 -- publishes a message for each row that was changed.  FOR EACH STATEMENT it
--- does so in one call and costs less; then it needs transition tables:
--- REFERENCING NEW TABLE AS ... for INSERT and UPDATE, OLD TABLE AS ... for
--- DELETE, both for an UPDATE with body=envelope, unchanged=skip or
--- {old.column}.  A TRUNCATE is one message, without a row.
+-- does so in one call; then it needs transition tables: REFERENCING NEW TABLE
+-- AS ... for INSERT and UPDATE, OLD TABLE AS ... for DELETE, both for an UPDATE
+-- with body=envelope, unchanged=skip or {old.column}.  A TRUNCATE is one
+-- message, without a row.
 --
 -- Exchange, routing key, type, source and subject are templates:
 --

@@ -82,6 +82,7 @@ outbox_row_event(const OutboxRowChange *change, Datum id, const char *key,
 				 OutboxCloudEvent *event)
 {
 	OutboxRowPlan *plan = change->plan;
+	char	   *type;
 
 	event->id = TextDatumGetCString(id);
 	event->time = outbox_row_time();
@@ -93,15 +94,13 @@ outbox_row_event(const OutboxRowChange *change, Datum id, const char *key,
 	else
 		event->source = outbox_row_default_source(plan);
 	if (plan->type.template != NULL)
-		event->type =
-			outbox_row_printable(outbox_row_required(outbox_row_text(change, &plan->type,
-																	 OUTBOX_QUOTE_NOTHING),
-													 "type"));
+		type = outbox_row_required(outbox_row_text(change, &plan->type,
+												   OUTBOX_QUOTE_NOTHING),
+								   "type");
 	else
-		event->type =
-			outbox_row_printable(psprintf("%s.%s.%s", plan->schema,
-										  plan->table,
-										  outbox_row_op_names[change->op]));
+		type = psprintf("%s.%s.%s", plan->schema, plan->table,
+						outbox_row_op_names[change->op]);
+	event->type = outbox_row_printable(type);
 	event->subject = key;
 	if (plan->subject.template != NULL)
 		event->subject = outbox_row_render(change, plan->subject.template,
