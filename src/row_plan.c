@@ -257,6 +257,8 @@ outbox_row_plan_names(OutboxRowPlan *plan)
 		relid = plan->rootid;
 	plan->schema = get_namespace_name(get_rel_namespace(relid));
 	plan->table = get_rel_name(relid);
+	if (plan->schema == NULL || plan->table == NULL)
+		elog(ERROR, "cache lookup failed for relation %u", relid);
 }
 
 /* Everything, in the current memory context. */
@@ -296,12 +298,15 @@ outbox_row_plan_fill(OutboxRowPlan *plan, TriggerData *data,
 		plan->needs_old = true;
 }
 
+/* A partition that is being detached has no ancestors any more. */
 static Oid
 outbox_row_plan_root(Relation rel)
 {
-	if (!rel->rd_rel->relispartition)
-		return RelationGetRelid(rel);
-	return llast_oid(get_partition_ancestors(RelationGetRelid(rel)));
+	List	   *ancestors = NIL;
+
+	if (rel->rd_rel->relispartition)
+		ancestors = get_partition_ancestors(RelationGetRelid(rel));
+	return ancestors == NIL ? RelationGetRelid(rel) : llast_oid(ancestors);
 }
 
 static OutboxRowPlan *
