@@ -12,7 +12,8 @@ PGFILEDESC = "amqp_outbox - transactional outbox for AMQP"
 ROOMS = message trace settings horizon registry shared catalog leaf option server \
 	recent flush buffer store ordering ledger settlement destination stream properties \
 	wire login returned transport_amqp091 pipeline rotation prune worker launcher \
-	utility query claim enqueue publish insert confirm monitor amqp_outbox
+	utility query claim enqueue template row_json row_option row_plan row_text \
+	row_body row_event row_message row publish insert confirm monitor amqp_outbox
 OBJS = $(patsubst %,src/%.o,$(ROOMS))
 
 REGRESS = $(patsubst sql/%.sql,%,$(filter-out sql/amqp_outbox--%, \

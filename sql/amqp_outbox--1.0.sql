@@ -352,6 +352,88 @@ BEGIN
 END $$;
 
 --
+-- Publishing from triggers
+--
+--	CREATE TRIGGER ... AFTER INSERT OR UPDATE OR DELETE ON orders
+--		FOR EACH ROW EXECUTE FUNCTION
+--		amqp_publish_row('exchange', 'plant.{plant_id}.order.{op}', 'option=value', ...)
+--
+-- publishes a message for each row that was changed.  FOR EACH STATEMENT it
+-- does so in one call; then it needs transition tables: REFERENCING NEW TABLE
+-- AS ... for INSERT and UPDATE, OLD TABLE AS ... for DELETE, both for an UPDATE
+-- with body=envelope, unchanged=skip or {old.column}.  A TRUNCATE is one
+-- message, without a row.
+--
+-- Exchange, routing key, type, source and subject are templates:
+--
+--	{column}			of the new row, at DELETE of the old one; names are
+--						written as in SQL, in double quotes where SQL needs them
+--	{old.column}, {new.column}
+--						of that row; null if there is none
+--	{op}				insert, update, delete or truncate
+--	{schema}, {table}	of the table that the row is in
+--	{{ and }}			braces
+--
+-- A value is the text that its type's output function gives, with DateStyle
+-- ISO, IntervalStyle postgres, bytea_output hex, and the session's TimeZone.  A
+-- null is the word null; an empty string stays empty; in a routing key a dot in
+-- a value becomes "_", so that a value is one word.
+--
+-- Options:
+--
+--	body				row (default): the row as a JSON object, at DELETE the old
+--						one; envelope: an object of op, schema, table, old, new,
+--						changed (columns whose stored values an UPDATE changed),
+--						txid (a string, as pg_current_xact_id()) and time
+--						(statement_timestamp(), in UTC); none: no content.  A row
+--						that there is not is null
+--	columns, except		the columns in the body, or those that are not: names,
+--						separated by commas; default: all
+--	numeric				number (default), or text: numeric as JSON strings
+--	bytea				hex (default): \x and hex digits; or base64
+--	key					columns, separated by commas, that make the ordering key:
+--						the text of one as it is; the texts of several joined by
+--						":", with a backslash before each ":" and backslash in
+--						them, and \N for a null; no key if all are null; default:
+--						none
+--	null_word			in templates instead of a null; default: null
+--	empty_word			in templates instead of an empty string; default: empty
+--	dots				in values in the routing key: replace (default) or keep
+--	unchanged			what becomes of an UPDATE that changes nothing in the body,
+--						the templates and the key: send (default) or skip
+--	publish_via_partition_root
+--						true: {schema}, {table} and whatever else names the table
+--						name the topmost partitioned table, not the partition that
+--						the row is in; default: false
+--	cloudevents			none (default); binary: the message is a CloudEvent 1.0
+--						with its attributes in headers cloudEvents_*; structured:
+--						attributes and data are one JSON object
+--	source, subject		attributes of the CloudEvent; in source, values are
+--						percent-encoded; defaults: /database/schema/table, and the
+--						ordering key.  (Its id is the message id, its time as above.)
+--	type				AMQP property and attribute of the CloudEvent; default:
+--						none, and schema.table.op
+--	server, headers, content_type, app_id, persistent, mandatory, priority,
+--	expiration			as the arguments of amqp_publish(); headers: a JSON object
+--
+-- In JSON, values are what to_json() makes of them (but for numeric and bytea
+-- if asked), with the settings above.  Virtual generated columns are left out:
+-- triggers do not see their values.
+--
+-- Errors, each of which fails the statement: 22023 for arguments, when the
+-- trigger fires; 42703 for a column that the table does not have; 39P01 for a
+-- trigger that is not AFTER the event or lacks a transition table; 22001 for a
+-- routing key, or other property, of more than 255 bytes; those of
+-- amqp_publish().  The right to publish is USAGE on the server, which whoever
+-- changes the table needs.
+--
+CREATE FUNCTION amqp_publish_row()
+RETURNS trigger LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'outbox_sql_publish_row';
+COMMENT ON FUNCTION amqp_publish_row() IS
+'trigger function: publish a message for each row that was changed; its arguments are exchange, routing key and options, ''name=value'' each';
+
+--
 -- Waiting for the broker
 --
 -- True when the broker has confirmed the message, false if that has not come by
@@ -741,6 +823,7 @@ COMMENT ON FUNCTION amqp_outbox.adopt() IS
 --                          PUBLIC      pg_monitor  owner
 -- amqp_publish(), amqp_wait_for_confirm()
 --                          EXECUTE     EXECUTE     EXECUTE
+-- amqp_publish_row()       EXECUTE     EXECUTE     EXECUTE
 -- server_status            -           SELECT      all
 -- worker(), horizon()      -           EXECUTE     EXECUTE
 -- message                  INSERT      INSERT      all

@@ -65,6 +65,16 @@ outbox_proc_pid(int procno)
 	reindex_relation((relid), (flags), (params))
 #endif
 
+/* Since 18 this is how a function that does not return is declared. */
+#ifndef pg_noreturn
+#define pg_noreturn pg_attribute_noreturn()
+#endif
+
+/* Since 18 there are generated columns without a stored value. */
+#ifndef ATTRIBUTE_GENERATED_VIRTUAL
+#define ATTRIBUTE_GENERATED_VIRTUAL	'v'
+#endif
+
 /*
  * Named wait events for extensions came with 17; before, each shows as
  * "Extension".

@@ -68,6 +68,7 @@ outbox_draft_init(OutboxDraft *draft, const char *of, const char *what)
 	draft->of = of;
 	draft->what = what;
 	draft->server = NULL;
+	draft->serverid = InvalidOid;
 	draft->delay = NULL;
 	draft->ttl = NULL;
 	draft->traceparent = NULL;
@@ -472,6 +473,15 @@ outbox_enqueue_new_id(TimestampTz now)
 	return CStringGetTextDatum(str);
 }
 
+Datum
+outbox_draft_make_id(OutboxDraft *draft)
+{
+	Datum		id = outbox_enqueue_new_id(GetCurrentTimestamp());
+
+	outbox_draft_set(draft, OUTBOX_COL_MESSAGE_ID, id);
+	return id;
+}
+
 static void
 outbox_enqueue_message_id(OutboxDraft *draft, TimestampTz now)
 {
@@ -489,8 +499,11 @@ Datum
 outbox_enqueue(OutboxDraft *draft)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	Oid			serverid = outbox_server_choose(draft->server);
+	Oid			serverid = draft->serverid;
 	Size		size;
+
+	if (!OidIsValid(serverid))
+		serverid = outbox_server_choose(draft->server);
 
 	outbox_enqueue_body(draft);
 	size = outbox_enqueue_short_strings(draft);

@@ -27,6 +27,7 @@ typedef struct OutboxDraft
 	const char *what;			/* and what its parts are: "argument" */
 
 	const char *server;			/* NULL: the default one */
+	Oid			serverid;		/* if it was chosen before, else InvalidOid */
 	Datum		values[OUTBOX_NBUFFERED_COLUMNS];	/* see catalog.h */
 	bool		isnull[OUTBOX_NBUFFERED_COLUMNS];
 	const Interval *delay;		/* from now; NULL: none */
@@ -51,6 +52,9 @@ outbox_draft_set(OutboxDraft *draft, int column, Datum value)
 	draft->values[column] = value;
 	draft->isnull[column] = false;
 }
+
+/* Generate the message id now, for content that names it; returns it. */
+extern Datum outbox_draft_make_id(OutboxDraft *draft);
 
 /* Text in the database's encoding as a body: UTF-8. */
 extern void outbox_draft_set_body_text(OutboxDraft *draft, char *str, int len);
