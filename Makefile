@@ -11,8 +11,8 @@ PGFILEDESC = "amqp_outbox - transactional outbox for AMQP"
 # In the order of the rooms: a file uses only files that stand before it.
 ROOMS = message settings horizon registry shared catalog leaf option server \
 	flush buffer store ordering ledger settlement destination stream properties \
-	wire login returned transport_amqp091 pipeline rotation worker launcher \
-	utility enqueue publish monitor amqp_outbox
+	topology wire login returned assertion transport_amqp091 pipeline keeper \
+	rotation worker launcher utility enqueue declare publish monitor amqp_outbox
 OBJS = $(patsubst %,src/%.o,$(ROOMS))
 
 REGRESS = $(patsubst sql/%.sql,%,$(filter-out sql/amqp_outbox--%, \

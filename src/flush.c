@@ -126,6 +126,27 @@ outbox_flush_server_key(OutboxFlush *flush, Oid serverid)
 	return 0;					/* keep the compiler quiet */
 }
 
+bool
+outbox_flush_await_key(Oid serverid)
+{
+	TimestampTz give_up =
+		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), OUTBOX_KEY_MS);
+	NameData	name;
+
+	while (outbox_server_get_name(serverid, &name) &&
+		   !outbox_catalog_has_server_key(&name))
+	{
+		if (GetCurrentTimestamp() >= give_up ||
+			!outbox_registry_ask_key(MyDatabaseId, serverid))
+			return false;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT |
+						 WL_EXIT_ON_PM_DEATH, 10, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	return true;
+}
+
 /*
  * The first message ever to a server needs a key for it, and whoever makes one
  * keeps others waiting until its transaction ends.  A prepared transaction may
@@ -134,26 +155,14 @@ outbox_flush_server_key(OutboxFlush *flush, Oid serverid)
 static void
 outbox_flush_await_keys(List *servers)
 {
-	TimestampTz give_up =
-		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), OUTBOX_KEY_MS);
 	ListCell   *lc;
 
 	foreach(lc, servers)
 	{
 		NameData	name;
 
-		while (outbox_server_get_name(lfirst_oid(lc), &name) &&
-			   !outbox_catalog_has_server_key(&name) &&
-			   GetCurrentTimestamp() < give_up &&
-			   outbox_registry_ask_key(MyDatabaseId, lfirst_oid(lc)))
-		{
-			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT |
-							 WL_EXIT_ON_PM_DEATH, 10, PG_WAIT_EXTENSION);
-			ResetLatch(MyLatch);
-			CHECK_FOR_INTERRUPTS();
-		}
-		if (outbox_server_get_name(lfirst_oid(lc), &name) &&
-			!outbox_catalog_has_server_key(&name))
+		if (!outbox_flush_await_key(lfirst_oid(lc)) &&
+			outbox_server_get_name(lfirst_oid(lc), &name))
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("cannot prepare a transaction with the first messages to server \"%s\"",

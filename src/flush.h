@@ -34,6 +34,13 @@ extern void outbox_flush_add(OutboxFlush *flush, TupleTableSlot *message);
 /* Write what is left.  As many messages as promised must have been added. */
 extern void outbox_flush_end(OutboxFlush *flush);
 
+/*
+ * Have a worker make the key of a server that has none, so that no transaction
+ * of a session keeps others waiting for it.  False if there still is none: no
+ * worker is there.
+ */
+extern bool outbox_flush_await_key(Oid serverid);
+
 /* Make sure that the id counter of this outbox is set. */
 extern void outbox_flush_seed_counter(Oid outbox_relid);
 

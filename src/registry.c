@@ -205,7 +205,18 @@ void
 outbox_registry_prepared_committed(Oid dboid)
 {
 	outbox_registry_lock(LW_EXCLUSIVE);
-	outbox_registry_request_work(dboid, InvalidOid, OUTBOX_REQUEST_DUE);
+	outbox_registry_request_work(dboid, InvalidOid, OUTBOX_REQUEST_DUE |
+								 OUTBOX_REQUEST_TOPOLOGY);
+	outbox_registry_unlock();
+}
+
+void
+outbox_registry_topology_changed(Oid dboid, bool everything)
+{
+	outbox_registry_lock(LW_EXCLUSIVE);
+	outbox_registry_request_work(dboid, InvalidOid,
+								 everything ? OUTBOX_REQUEST_ASSERT :
+								 OUTBOX_REQUEST_TOPOLOGY);
 	outbox_registry_unlock();
 }
 

@@ -77,6 +77,12 @@ extern void outbox_store_commit(void);
 /* Whether this cluster was once a standby, or was recovered to a point. */
 extern bool outbox_store_was_promoted(void);
 
+/* The owner of a table; without that table an internal error. */
+extern Oid	outbox_store_owner(Oid relid);
+
+/* Text from outside (UTF-8) as the database can hold it, of SQL type text. */
+extern Datum outbox_store_foreign_text(const char *utf8);
+
 /* The outbox of this database. */
 extern Oid	outbox_store_outbox(void);
 
