@@ -287,8 +287,9 @@ outbox_assertion_answer(OutboxAssertion *assertion, uint32 id, void *method,
 }
 
 /*
- * RabbitMQ names the method that it objects to, but not with an error of its
- * own (541).
+ * RabbitMQ names the method that it objects to; but it names none when it
+ * objects to another channel (530), or fails itself (541).  Codes below 500
+ * are not about what we said.
  */
 bool
 outbox_assertion_blamed(OutboxAssertion *assertion,
@@ -300,14 +301,14 @@ outbox_assertion_blamed(OutboxAssertion *assertion,
 	if (!outbox_assertion_asks(assertion))
 		return false;
 	if (blamed != assertion->method &&
-		!(blamed == AMQP_CHANNEL_OPEN_METHOD &&
-		  assertion->state == OUTBOX_ASSERTION_AWAIT_CHANNEL) &&
-		close->reply_code != AMQP_INTERNAL_ERROR)
+		blamed != AMQP_CHANNEL_OPEN_METHOD &&
+		(blamed != 0 || close->reply_code < 500))
 		return false;
 
 	memset(answer, 0, sizeof(*answer));
 	refuse(answer, close->reply_code, &close->reply_text);
 	answer->closes_connection = true;
-	answer->no_channel = blamed == AMQP_CHANNEL_OPEN_METHOD;
+	answer->no_channel = blamed != assertion->method &&
+		assertion->state == OUTBOX_ASSERTION_AWAIT_CHANNEL;
 	return true;
 }

@@ -5,12 +5,13 @@
 use strict;
 use warnings FATAL => 'all';
 
+use AmqpOutboxPeer;
 use AmqpOutboxTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $broker = AmqpOutboxTest::Broker->new('topology');
-my $node = new_node('main');
+my $node = new_node('main', conf => 'max_prepared_transactions = 5');
 my $log = $broker->dir . '/log/rabbit.log';
 
 sub sql
@@ -122,12 +123,11 @@ is( sql('SELECT count(*), count(*) FILTER (WHERE state = $$asserted$$
 		AND since IS NOT NULL AND last_error IS NULL AND what_to_do IS NULL)
 		FROM amqp_outbox.topology'),
 	'8|8', 'all is shown as asserted');
-is( $broker->ctl('-q', 'list_queues', '--no-table-headers', 'name', 'arguments') =~ s/\s+/ /gr,
-	'dead [{"x-queue-type","classic"}] orders '
-	  . '[{"x-dead-letter-exchange","dead letters"},{"x-max-length",100000},'
-	  . '{"x-message-ttl",86400000},{"x-queue-type","classic"}] ',
-	'arguments have arrived, with their types')
-  or diag($broker->ctl('list_queues', 'name', 'arguments'));
+is( queues('name', 'arguments'),
+	qq(dead\t[{"x-queue-type","classic"}]\n)
+	  . qq(orders\t[{"x-max-length",100000},{"x-message-ttl",86400000},)
+	  . qq({"x-dead-letter-exchange","dead letters"},{"x-queue-type","classic"}]),
+	'arguments have arrived, with their types');
 
 #
 # While connected: one more, in the transaction that publishes to it
@@ -150,9 +150,15 @@ is(join(' ', map { bodies("later $_") } 1 .. 10),
 	join(' ', map { "to $_" } 1 .. 10), 'declared and published to at once');
 is(status($node, 'postgres', 'mes', 'returned'), 0, 'and never before');
 is(status($node, 'postgres', 'mes', 'since'), $since, 'on the same connection');
-sql("SELECT amqp_outbox.undeclare_queue('mes', 'later ' || i, true),
-	amqp_outbox.unbind_queue('mes', 'later ' || i, 'plant', 'plant' || i || '.x', delete_at_broker => true)
-	FROM generate_series(2, 9) i") if 0;
+
+# and by a transaction that is prepared first
+sql("BEGIN; SELECT amqp_outbox.declare_queue('mes', 'prepared', 'classic');
+	PREPARE TRANSACTION 'declared'");
+is(sql("SELECT count(*) FROM amqp_outbox.topology WHERE name = 'prepared'"),
+	0, 'prepared, it is not there');
+sql("COMMIT PREPARED 'declared'");
+wait_item('prepared', 'asserted');
+pass('committed, it is asserted');
 
 #
 # Quorum queues and streams
@@ -220,7 +226,7 @@ is( sql("SELECT name, state, reply_code, last_error FROM amqp_outbox.topology
 		WHERE state <> 'asserted' ORDER BY kind, name"),
 	<<'END' =~ s/\n$//r, 'conflicts with the words of the broker');
 theirs too|conflict|406|PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'theirs too' in vhost '/': received 'topic' but current is 'direct'
-theirs|conflict|406|PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue 'theirs' in vhost '/': received the value '1000' of type 'signedint' but current is none
+theirs|conflict|406|PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue 'theirs' in vhost '/': received the value '1000' of type 'long' but current is none
 wrong|conflict|406|PRECONDITION_FAILED - invalid arg 'x-message-ttl' for queue 'wrong' in vhost '/': "expected integer, got longstr"
 missing|conflict|404|NOT_FOUND - no queue 'missing' in vhost '/'
 END
@@ -233,6 +239,7 @@ ok(exists_at_broker('queue', 'zz'), 'others are asserted');
 publish('plant', 'plant1.order', "beside $_") foreach 1 .. 3;
 wait_settled($node, 'postgres');
 is(bodies('orders'), 'beside 1 beside 2 beside 3', 'messages flow');
+wait_true('the log of the broker', sub { channels_closed() - $closed >= 4 });
 is(channels_closed() - $closed, 4, 'each was tried once');
 is(scalar(log_lines($node, qr/could not assert/)), 4, 'and logged once');
 
@@ -243,11 +250,18 @@ reconnect($node, 'postgres', 'mes', "ALTER SERVER mes OPTIONS (SET heartbeat '29
 publish('plant', 'plant1.order', 'beside 4');
 wait_settled($node, 'postgres');
 is(bodies('orders'), 'beside 4', 'messages flow after a new connection');
+wait_true('the log of the broker', sub { channels_closed() - $closed >= 8 });
 is(channels_closed() - $closed, 8, 'which tries each once more');
 is( sql('SELECT array_agg((s.ctid, s.xmin) ORDER BY s.item_id)
 		FROM amqp_outbox.topology_state s'),
 	$rows, 'and writes nothing');
 is(scalar(log_lines($node, qr/could not assert/)), 4, 'nor logs what is known');
+
+# a queue of before there were types is a classic one
+$broker->declare_queue('older');
+sql("SELECT amqp_outbox.declare_queue('mes', 'older', 'classic')");
+wait_item('older', 'asserted');
+pass('a queue that has no type at the broker');
 
 # repaired: by another declaration, at the broker, by what a binding lacked
 sql("SELECT amqp_outbox.declare_queue('mes', 'theirs', NULL)");
@@ -305,6 +319,25 @@ sql('SELECT amqp_outbox.wake()');
 wait_true('it to be tried when asked', sub { connections_closed() > $closed });
 sql("SELECT amqp_outbox.declare_exchange('mes', 'plugin', 'direct')");
 wait_item('plugin', 'asserted');
+
+# No channel is to be had for all this
+$broker->ctl('set_user_limits', 'guest', '{"max-channels": 1}');
+$closed = connections_closed();
+reconnect($node, 'postgres', 'mes', "ALTER SERVER mes OPTIONS (SET heartbeat '27')");
+publish('plant', 'plant1.order', 'with one channel');
+wait_settled($node, 'postgres');
+is( sql("SELECT DISTINCT state || ' ' || reply_code || ' ' || substr(last_error, 1, 40)
+		FROM amqp_outbox.topology"),
+	'conflict 530 NOT_ALLOWED - number of channels opened ', 'which is shown')
+  or diag(sql('SELECT DISTINCT state, reply_code, last_error FROM amqp_outbox.topology'));
+wait_true('the log of the broker', sub { connections_closed() > $closed });
+is(connections_closed() - $closed, 1, 'one connection was closed for it');
+$broker->ctl('clear_user_limits', 'guest', 'max-channels');
+sql('SELECT amqp_outbox.wake()');
+wait_for($node, 'postgres',
+	"SELECT bool_and(state = 'asserted') FROM amqp_outbox.topology", 'all asserted');
+pass('with another channel all is asserted');
+is(bodies('orders'), 'with one channel', 'and messages went without it');
 
 #
 # Taking it back
@@ -446,8 +479,6 @@ is( sql('SELECT count(*), min(state) FROM amqp_outbox.topology', 'copy'),
 wait_state($node, 'copy', 'plant1', 'copy');
 $broker->tool('delete-queue', 'renamed');
 sql('DROP EXTENSION amqp_outbox CASCADE');
-sql("SELECT amqp_outbox.undeclare_queue('plant1', 'orders', true, false, false)", 'copy')
-  if 0;
 sql("SELECT amqp_outbox.declare_queue('plant1', 'of the copy', 'classic');
 	SELECT amqp_outbox.wake();", 'copy');
 wait_state($node, 'copy', 'plant1', 'copy');
@@ -457,6 +488,71 @@ sql('SELECT amqp_outbox.adopt()', 'copy');
 wait_answered('copy');
 ok(exists_at_broker('queue', 'of the copy') && exists_at_broker('queue', 'renamed'),
 	'adopted, it does');
+
+#
+# A broker that does not answer keeps messages waiting, but not for ever
+#
+
+my $peer = AmqpOutboxPeer->broker;
+
+sub method { return AmqpOutboxPeer::method(@_); }
+
+create_server($node, 'postgres', 'silent', $broker,
+	host => '127.0.0.1:' . $peer->port, connect_timeout => 4);
+sql("SELECT amqp_outbox.declare_queue('silent', 'q', NULL);
+	SELECT amqp_outbox.declare_queue('silent', 'q2', NULL);
+	SELECT amqp_publish('', 'q', 'x', server => 'silent');");
+$peer->welcome;
+$peer->expect('20 10', '50 10');
+wait_true('the end of the wait',
+	sub { log_lines($node, qr/does not answer to the declaration of queue "q"/) });
+$peer->send_bytes(method(2, 20, 11, pack('N', 0)));
+$peer->expect('60 40', '', '');
+$peer->send_bytes(method(1, 60, 80, pack('NNC', 0, 1, 0)));
+wait_settled($node, 'postgres', 'silent');
+pass('messages flow although the broker does not answer');
+$peer->send_bytes(method(2, 50, 11, pack('C/a*NN', 'q', 0, 0)));
+$peer->expect('50 10');
+$peer->send_bytes(method(2, 50, 11, pack('C/a*NN', 'q2', 0, 0)));
+wait_for($node, 'postgres',
+	"SELECT bool_and(state = 'asserted') FROM amqp_outbox.topology WHERE server = 'silent'",
+	'late answers');
+pass('and a late answer is an answer');
+
+# one that has no second channel
+sql("SELECT amqp_publish('', 'q', 'x', server => 'silent')");
+$peer->hang_up;
+$peer->welcome(channel_max => 1);
+$peer->expect('60 40', '', '');
+$peer->send_bytes(method(1, 60, 80, pack('NNC', 0, 1, 0)));
+wait_settled($node, 'postgres', 'silent');
+wait_for($node, 'postgres',
+	"SELECT bool_and(state = 'conflict') FROM amqp_outbox.topology WHERE server = 'silent'",
+	'a conflict for lack of a channel');
+is( sql("SELECT DISTINCT reply_code, last_error FROM amqp_outbox.topology
+		WHERE server = 'silent'"),
+	'|the broker allows one channel for each connection, and this needs another',
+	'a broker that allows one channel');
+sql('DROP SERVER silent CASCADE');
+
+#
+# What the documentation shows
+#
+
+my $docs = PostgreSQL::Test::Utils::slurp_file("$AmqpOutboxTest::ROOT/docs/topology.md");
+my $erp = $broker->new_vhost('docs');
+my @examples = $docs =~ /^```sql\n(.*?)^```$/msg;
+
+sql('CREATE DATABASE docs');
+create_server($node, 'docs', 'erp', $erp);
+foreach my $example (@examples)
+{
+	sql($example, 'docs');
+	wait_answered('docs');
+	is(sql("SELECT name, last_error FROM amqp_outbox.topology WHERE state <> 'asserted'", 'docs'),
+		'', 'example: ' . (split(/\n/, $example))[0]);
+}
+cmp_ok(@examples, '>=', 7, 'examples of the documentation');
 
 finish_node($node);
 done_testing();
