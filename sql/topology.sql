@@ -167,6 +167,7 @@ END $$;
 CREATE OPERATOR regress_trap.= (LEFTARG = integer, RIGHTARG = integer, FUNCTION = regress_trap.eq);
 SET search_path = regress_trap, pg_catalog;
 SELECT amqp_outbox.declare_queue('erp', 'trapped');
+SELECT amqp_outbox.undeclare_queue('erp', 'trapped');
 RESET search_path;
 RESET ROLE;
 
