@@ -168,6 +168,56 @@ COMMENT ON TABLE amqp_outbox.late IS
 'deferred messages that were delivered in the end, and dead letters that were discarded (delivered_at is null); append-only; rows stand in its leaves';
 
 --
+-- Topology: what the broker shall have.  The worker of a server asserts it at
+-- every connection, and what has changed at once; see the functions below.
+--
+CREATE TYPE amqp_outbox.topology_kind AS ENUM ('exchange', 'queue',
+	'exchange binding', 'queue binding');
+COMMENT ON TYPE amqp_outbox.topology_kind IS
+'kinds of amqp_outbox.topology, in the order in which they are asserted';
+
+CREATE TABLE amqp_outbox.topology_item (
+	item_id uuid PRIMARY KEY,
+	server_key integer NOT NULL,
+	kind amqp_outbox.topology_kind NOT NULL,
+	name text NOT NULL,
+	source text NOT NULL,
+	routing_key text NOT NULL,
+	type text,
+	durable boolean NOT NULL,
+	auto_delete boolean NOT NULL,
+	internal boolean NOT NULL,
+	arguments jsonb NOT NULL,
+	wanted boolean NOT NULL,
+	if_unused boolean NOT NULL,
+	if_empty boolean NOT NULL
+);
+-- The arguments of a binding (which has a source) are part of what it is; they
+-- may be too long for an index.  As text, because 1 and 1.0 are equal for jsonb
+-- and differ in AMQP.
+CREATE UNIQUE INDEX topology_item_identity ON amqp_outbox.topology_item
+	(server_key, kind, name, source, routing_key,
+	(CASE WHEN source = '' THEN 0
+		ELSE hashtextextended(arguments::text COLLATE "C", 0) END));
+COMMENT ON TABLE amqp_outbox.topology_item IS
+'what the brokers shall have, see amqp_outbox.topology; a definition that changes gets another item_id';
+COMMENT ON COLUMN amqp_outbox.topology_item.wanted IS
+'false: it is to be deleted at the broker, and then here';
+
+CREATE TABLE amqp_outbox.topology_state (
+	item_id uuid PRIMARY KEY,
+	asserted boolean NOT NULL,
+	since timestamptz NOT NULL,
+	reply_code integer,
+	last_error text,
+	closes_connection boolean NOT NULL
+);
+COMMENT ON TABLE amqp_outbox.topology_state IS
+'what the broker last said to an item of amqp_outbox.topology_item; not dumped: it is of this database and its broker';
+COMMENT ON COLUMN amqp_outbox.topology_state.closes_connection IS
+'the broker closed the connection because of it, so it is not asserted again before somebody changes something';
+
+--
 -- The ring: what is only appended to stands in leaves, of which one is
 -- written; the oldest is emptied as a whole when nobody needs it any more (see
 -- src/rotation.c).  Their number is known to src/catalog.h.  The parents are
@@ -198,6 +248,7 @@ SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.deferred', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.dead_letter', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.idempotency_key', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.inbox', '');
+SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.topology_item', '');
 DO $$
 BEGIN
 	FOR leaf IN 0 .. 3 LOOP
@@ -717,6 +768,166 @@ COMMENT ON COLUMN amqp_outbox.server_status.dead_letters IS
 'messages given up that are neither requeued nor discarded';
 
 --
+-- Topology
+--
+-- declare_exchange() and the others say what the broker of a server shall
+-- have; the worker asserts it once that is committed, and again at every
+-- connection, before the first message.  To say the same again changes
+-- nothing, but has a conflict tried again.  Arguments:
+--
+--	server				its owner's to declare
+--	exchange, queue		1 to 255 bytes; not "amq...", which is the broker's
+--	type				of an exchange: direct, fanout, topic, headers or one
+--						of a plugin, "x-..."; of a queue: classic, quorum (the
+--						default, because what it confirms is on the disks of a
+--						majority), stream; null: what is the broker's default
+--	durable, auto_delete, internal
+--						as AMQP has them; quorum queues and streams are always
+--						durable and never deleted automatically
+--	arguments			json object, as headers of a message: an integer goes
+--						as an integer, "x-message-ttl" and the like want that;
+--						at most 4096 bytes as AMQP encodes them
+--	routing_key			at most 255 bytes
+--	source, destination	of a binding between exchanges; like the exchange and
+--						the queue of others they need not be declared here, if
+--						the broker has them
+--	delete_at_broker	false: forget it here, and leave it there; true: have
+--						the worker delete it there, and then forget it
+--	if_unused, if_empty	true: do not delete an exchange with bindings, or a
+--						queue with consumers or messages; the broker cannot
+--						do that for quorum queues and streams
+--
+-- Errors: 22004 for a null, 22001 and 22023 for what AMQP or the broker does
+-- not allow, 42939 for a reserved name, 54000 for arguments that are too large,
+-- 42704 for an unknown server or what is not declared, 2BP01 for what is to be
+-- deleted at the broker and still bound here, 0A000 for what the broker cannot
+-- do, 42501 for who does not own the server, 25006 in a read-only transaction.
+--
+CREATE FUNCTION amqp_outbox.declare_exchange(server name, exchange text,
+	type text DEFAULT 'topic', durable boolean DEFAULT true,
+	auto_delete boolean DEFAULT false, internal boolean DEFAULT false,
+	arguments jsonb DEFAULT NULL)
+RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'outbox_sql_declare_exchange';
+COMMENT ON FUNCTION amqp_outbox.declare_exchange(name, text, text, boolean,
+	boolean, boolean, jsonb) IS
+'the broker of a server shall have this exchange';
+
+CREATE FUNCTION amqp_outbox.declare_queue(server name, queue text,
+	type text DEFAULT 'quorum', durable boolean DEFAULT true,
+	auto_delete boolean DEFAULT false, arguments jsonb DEFAULT NULL)
+RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'outbox_sql_declare_queue';
+COMMENT ON FUNCTION amqp_outbox.declare_queue(name, text, text, boolean,
+	boolean, jsonb) IS
+'the broker of a server shall have this queue';
+
+CREATE FUNCTION amqp_outbox.bind_queue(server name, queue text, exchange text,
+	routing_key text DEFAULT '', arguments jsonb DEFAULT NULL)
+RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'outbox_sql_bind_queue';
+COMMENT ON FUNCTION amqp_outbox.bind_queue(name, text, text, text, jsonb) IS
+'the broker of a server shall route from this exchange to this queue';
+
+CREATE FUNCTION amqp_outbox.bind_exchange(server name, destination text,
+	source text, routing_key text DEFAULT '', arguments jsonb DEFAULT NULL)
+RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'outbox_sql_bind_exchange';
+COMMENT ON FUNCTION amqp_outbox.bind_exchange(name, text, text, text, jsonb) IS
+'the broker of a server shall route from one exchange (source) to another';
+
+CREATE FUNCTION amqp_outbox.undeclare_exchange(server name, exchange text,
+	delete_at_broker boolean DEFAULT false, if_unused boolean DEFAULT true)
+RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'outbox_sql_undeclare_exchange';
+COMMENT ON FUNCTION amqp_outbox.undeclare_exchange(name, text, boolean,
+	boolean) IS
+'take back declare_exchange(); the broker keeps the exchange unless told otherwise';
+
+CREATE FUNCTION amqp_outbox.undeclare_queue(server name, queue text,
+	delete_at_broker boolean DEFAULT false, if_unused boolean DEFAULT true,
+	if_empty boolean DEFAULT true)
+RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'outbox_sql_undeclare_queue';
+COMMENT ON FUNCTION amqp_outbox.undeclare_queue(name, text, boolean, boolean,
+	boolean) IS
+'take back declare_queue(); the broker keeps the queue unless told otherwise';
+
+CREATE FUNCTION amqp_outbox.unbind_queue(server name, queue text,
+	exchange text, routing_key text DEFAULT '', arguments jsonb DEFAULT NULL,
+	delete_at_broker boolean DEFAULT false)
+RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'outbox_sql_unbind_queue';
+COMMENT ON FUNCTION amqp_outbox.unbind_queue(name, text, text, text, jsonb,
+	boolean) IS
+'take back bind_queue(); the broker keeps the binding unless told otherwise';
+
+CREATE FUNCTION amqp_outbox.unbind_exchange(server name, destination text,
+	source text, routing_key text DEFAULT '', arguments jsonb DEFAULT NULL,
+	delete_at_broker boolean DEFAULT false)
+RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'outbox_sql_unbind_exchange';
+COMMENT ON FUNCTION amqp_outbox.unbind_exchange(name, text, text, text, jsonb,
+	boolean) IS
+'take back bind_exchange(); the broker keeps the binding unless told otherwise';
+
+CREATE VIEW amqp_outbox.topology WITH (security_barrier) AS
+SELECT k.server, i.kind, i.name, i.source, i.routing_key, i.type, i.durable,
+	i.auto_delete, i.internal, i.arguments,
+	CASE WHEN s.item_id IS NULL
+		THEN CASE WHEN i.wanted THEN 'pending' ELSE 'deleting' END
+		WHEN s.asserted THEN 'asserted'
+		WHEN i.wanted THEN 'conflict'
+		ELSE 'not deleted' END AS state,
+	s.since, s.reply_code, s.last_error,
+	CASE WHEN s.asserted THEN NULL
+		WHEN s.item_id IS NULL
+		THEN 'Nothing: the worker does it while it is connected, see amqp_outbox.server_status.'
+		ELSE CASE
+			WHEN s.reply_code = 403
+			THEN 'Give the broker''s user the right to do it'
+			WHEN s.reply_code = 404
+			THEN 'Declare what it names, or create it at the broker'
+			WHEN NOT i.wanted
+			THEN 'See to it at the broker, or undeclare it without deleting it there'
+			WHEN s.reply_code = 406
+			THEN 'Declare it as the broker has or takes it, or delete what the broker has'
+			WHEN s.reply_code = 503
+			THEN 'Have the broker know this type (a plugin), or declare another one'
+			ELSE 'See what the broker says'
+		END || '; then SELECT amqp_outbox.wake().' ||
+		CASE WHEN s.closes_connection
+			THEN '  Until then it is left out, because the broker closes the connection.'
+			ELSE '' END
+	END AS what_to_do
+FROM amqp_outbox.topology_item i
+	JOIN amqp_outbox.server_key k ON k.server_key = i.server_key
+	LEFT JOIN amqp_outbox.topology_state s ON s.item_id = i.item_id
+WHERE pg_has_role('pg_monitor', 'USAGE')
+	OR EXISTS (SELECT FROM pg_catalog.pg_foreign_server f
+		WHERE f.srvname = k.server AND pg_has_role(f.srvowner, 'USAGE'));
+COMMENT ON VIEW amqp_outbox.topology IS
+'what the brokers shall have, and what they said to it; of one''s own servers';
+COMMENT ON COLUMN amqp_outbox.topology.name IS
+'of the exchange or queue; of a binding: where messages go to';
+COMMENT ON COLUMN amqp_outbox.topology.source IS
+'of a binding: the exchange that messages come from';
+COMMENT ON COLUMN amqp_outbox.topology.state IS
+'pending; asserted: the broker had it like that, or made it, at the last connection; conflict: the broker refused, with reply_code and last_error; deleting; not deleted: the broker refused that';
+COMMENT ON COLUMN amqp_outbox.topology.since IS
+'when the broker first said so; it is asked again at every connection';
+COMMENT ON COLUMN amqp_outbox.topology.reply_code IS
+'the broker''s (AMQP 0-9-1, section 1.2); null: none';
+
+--
 -- Operators' functions
 --
 CREATE FUNCTION amqp_outbox.wake()
@@ -833,6 +1044,12 @@ COMMENT ON FUNCTION amqp_outbox.adopt() IS
 -- wake(), adopt()          -           -           EXECUTE
 -- amqp_inbox_accept()      -           -           EXECUTE; grant it to consumers
 -- prune_inbox()            -           -           EXECUTE
+-- topology                 SELECT      SELECT      all
+-- declare_...(), bind_...(), undeclare_...(), unbind_...()
+--                          EXECUTE     EXECUTE     EXECUTE
+--
+-- Of topology everybody sees what is of servers that he owns, pg_monitor sees
+-- all; the functions let a server's owner change it.
 --
 REVOKE ALL ON FUNCTION amqp_outbox.validator(text[], oid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.ignore_replicated() FROM PUBLIC;
@@ -851,6 +1068,7 @@ REVOKE ALL ON FUNCTION amqp_outbox.adopt() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.insert_message() FROM PUBLIC;
 GRANT USAGE ON SCHEMA amqp_outbox TO PUBLIC;
 GRANT INSERT ON amqp_outbox.message TO PUBLIC;
+GRANT SELECT ON amqp_outbox.topology TO PUBLIC;
 GRANT SELECT ON amqp_outbox.server_status TO pg_monitor;
 GRANT EXECUTE ON FUNCTION amqp_outbox.worker() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION amqp_outbox.horizon() TO pg_monitor;

@@ -197,7 +197,7 @@ outbox_catalog_largest_key(Relation rel)
 /*
  * Make a key.  Serialized by a lock that is held to the end of the
  * transaction, which is about to commit: only the first message ever to a
- * server comes here.  It is the first strong lock on the table, so that two
+ * server comes here, or what is declared for it when it has no worker yet.  It is the first strong lock on the table, so that two
  * of us cannot wait for each other.
  */
 static int32
@@ -218,6 +218,9 @@ outbox_catalog_make_key(Oid relid, const NameData *server)
 		tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
 		CatalogTupleInsert(rel, tuple);
 		heap_freetuple(tuple);
+
+		/* if this is rolled back, it must not be remembered either */
+		CacheInvalidateRelcache(rel);
 		CommandCounterIncrement();
 	}
 	table_close(rel, NoLock);

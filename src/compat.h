@@ -44,9 +44,13 @@ outbox_proc_pid(int procno)
 #if PG_VERSION_NUM >= 160000
 #define outbox_owns_database(dboid, userid) \
 	object_ownercheck(DatabaseRelationId, (dboid), (userid))
+#define outbox_owns_server(serverid, userid) \
+	object_ownercheck(ForeignServerRelationId, (serverid), (userid))
 #else
 #define outbox_owns_database(dboid, userid) \
 	pg_database_ownercheck((dboid), (userid))
+#define outbox_owns_server(serverid, userid) \
+	pg_foreign_server_ownercheck((serverid), (userid))
 #endif
 
 /* Since 16 a file has a number, and since 17 REINDEX says who asked. */

@@ -35,6 +35,7 @@ struct OutboxLogin
 	char	   *vhost;
 	char	   *connection_name;
 	uint32		frame_max;		/* bytes, what we want */
+	uint16		channel_max;	/* as agreed */
 	int			heartbeat;		/* seconds, 0 for none; ours, then agreed */
 };
 
@@ -271,10 +272,11 @@ answer_tune(OutboxLogin *login, OutboxWire *wire,
 	login->frame_max = tighter_limit(login->frame_max, tune->frame_max);
 	if (login->heartbeat > 0)
 		login->heartbeat = tighter_limit(login->heartbeat, tune->heartbeat);
+	login->channel_max = tighter_limit(OUTBOX_CHANNEL_MAX, tune->channel_max);
 	login->state = OUTBOX_LOGIN_AWAIT_OPEN;
 	outbox_wire_set_frame_max(wire, login->frame_max);
 
-	tune_ok.channel_max = OUTBOX_CHANNEL;
+	tune_ok.channel_max = login->channel_max;
 	tune_ok.frame_max = login->frame_max;
 	tune_ok.heartbeat = (uint16) login->heartbeat;
 	open.virtual_host = amqp_cstring_bytes(login->vhost);
@@ -336,6 +338,12 @@ outbox_login_answer(OutboxLogin *login, OutboxWire *wire, uint32 id,
 			become_done(login);
 			return true;
 	}
+}
+
+int
+outbox_login_channel_max(const OutboxLogin *login)
+{
+	return login->channel_max;
 }
 
 int

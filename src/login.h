@@ -45,6 +45,9 @@ extern bool outbox_login_answer(OutboxLogin *login, OutboxWire *wire,
 								uint32 id, void *method,
 								OutboxFailure *failure);
 
+/* Channels as agreed with the broker: 0 before, then at least 1. */
+extern int	outbox_login_channel_max(const OutboxLogin *login);
+
 /* Seconds as agreed with the broker, 0 for none or not agreed yet. */
 extern int	outbox_login_heartbeat(const OutboxLogin *login);
 

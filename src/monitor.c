@@ -192,5 +192,6 @@ outbox_sql_wake(PG_FUNCTION_ARGS)
 {
 	outbox_shared_require();
 	outbox_utility_note_change();
+	outbox_utility_note_topology(true);
 	PG_RETURN_VOID();
 }

@@ -49,9 +49,16 @@
 #define TYPE_OCTET		1
 #define LENGTH_OCTET	1
 
+typedef struct TableBuild
+{
+	const char *noun;			/* for errors: what an entry is */
+	Size		size;			/* bytes that the encoding needs so far */
+} TableBuild;
+
 static amqp_table_t build_table(JsonbContainer *object, int spare,
-								Size *size);
-static amqp_field_value_t build_value(const JsonbValue *value, Size *size);
+								TableBuild *build);
+static amqp_field_value_t build_value(const JsonbValue *value,
+									  TableBuild *build);
 
 
 /*
@@ -70,30 +77,31 @@ utf8_bytes(const char *s, int len)
 }
 
 static amqp_bytes_t
-header_name(const JsonbValue *key)
+entry_name(const JsonbValue *key, const char *noun)
 {
 	amqp_bytes_t name = utf8_bytes(key->val.string.val, key->val.string.len);
 
 	if (name.len == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("header name must not be empty"),
-				 errhint("Give every header, and every member of a nested object, a name.")));
+				 errmsg("%s name must not be empty", noun),
+				 errhint("Give every %s, and every member of a nested object, a name.",
+						 noun)));
 	if (name.len > OUTBOX_SHORTSTR_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("header name \"%.*s...\" is too long",
+				 errmsg("%s name \"%.*s...\" is too long", noun,
 						pg_mbcliplen(key->val.string.val,
 									 key->val.string.len, 40),
 						key->val.string.val),
 				 errdetail("It has %zu bytes in UTF-8; AMQP allows %d.",
 						   name.len, OUTBOX_SHORTSTR_MAX),
-				 errhint("Move the text into the header's value.")));
+				 errhint("Move the text into the %s's value.", noun)));
 	return name;
 }
 
 static void
-build_integer(const char *digits, amqp_field_value_t *field)
+build_integer(const char *digits, const char *noun, amqp_field_value_t *field)
 {
 	char	   *end;
 
@@ -104,13 +112,14 @@ build_integer(const char *digits, amqp_field_value_t *field)
 	if (errno == ERANGE)
 		ereport(ERROR,
 				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
-				 errmsg("header value is out of range for an integer of 64 bits"),
+				 errmsg("%s value is out of range for an integer of 64 bits",
+						noun),
 				 errdetail("The number begins with \"%.40s\".", digits),
 				 errhint("Write the number as a string, or without exponent and with a decimal point to send it as a double.")));
 }
 
 static void
-build_double(const char *digits, amqp_field_value_t *field)
+build_double(const char *digits, const char *noun, amqp_field_value_t *field)
 {
 	double		value;
 
@@ -120,7 +129,7 @@ build_double(const char *digits, amqp_field_value_t *field)
 	if (errno == ERANGE && (value == 0.0 || isinf(value)))
 		ereport(ERROR,
 				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
-				 errmsg("header value is out of range for a double"),
+				 errmsg("%s value is out of range for a double", noun),
 				 errdetail("The number begins with \"%.40s\".", digits),
 				 errhint("Write the number as a string.")));
 	field->kind = AMQP_FIELD_KIND_F64;
@@ -132,20 +141,20 @@ build_double(const char *digits, amqp_field_value_t *field)
  * as a fraction, 1 and 1e3 have none.
  */
 static void
-build_number(Numeric number, amqp_field_value_t *field)
+build_number(Numeric number, const char *noun, amqp_field_value_t *field)
 {
 	Datum		datum = NumericGetDatum(number);
 	char	   *digits = DatumGetCString(DirectFunctionCall1(numeric_out,
 															 datum));
 
 	if (DatumGetInt32(DirectFunctionCall1(numeric_scale, datum)) == 0)
-		build_integer(digits, field);
+		build_integer(digits, noun, field);
 	else
-		build_double(digits, field);
+		build_double(digits, noun, field);
 }
 
 static amqp_array_t
-build_array(JsonbContainer *container, Size *size)
+build_array(JsonbContainer *container, TableBuild *build)
 {
 	amqp_array_t array = {0};
 	JsonbIterator *it = JsonbIteratorInit(container);
@@ -154,24 +163,24 @@ build_array(JsonbContainer *container, Size *size)
 
 	array.entries = palloc(JsonContainerSize(container) *
 						   sizeof(amqp_field_value_t));
-	*size += LENGTH_WORD;
+	build->size += LENGTH_WORD;
 	while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_DONE)
 	{
 		if (token == WJB_ELEM)
-			array.entries[array.num_entries++] = build_value(&value, size);
+			array.entries[array.num_entries++] = build_value(&value, build);
 	}
 	return array;
 }
 
 static amqp_field_value_t
-build_value(const JsonbValue *value, Size *size)
+build_value(const JsonbValue *value, TableBuild *build)
 {
 	amqp_field_value_t field = {0};
 
 	/* as deep as the JSON value, which its writer chose */
 	check_stack_depth();
 
-	*size += TYPE_OCTET;
+	build->size += TYPE_OCTET;
 	switch (value->type)
 	{
 		case jbvNull:
@@ -180,29 +189,29 @@ build_value(const JsonbValue *value, Size *size)
 		case jbvBool:
 			field.kind = AMQP_FIELD_KIND_BOOLEAN;
 			field.value.boolean = value->val.boolean;
-			*size += 1;
+			build->size += 1;
 			break;
 		case jbvNumeric:
-			build_number(value->val.numeric, &field);
-			*size += 8;
+			build_number(value->val.numeric, build->noun, &field);
+			build->size += 8;
 			break;
 		case jbvString:
 			field.kind = AMQP_FIELD_KIND_UTF8;
 			field.value.bytes = utf8_bytes(value->val.string.val,
 										   value->val.string.len);
-			*size += LENGTH_WORD + field.value.bytes.len;
+			build->size += LENGTH_WORD + field.value.bytes.len;
 			break;
 		case jbvBinary:
 			if (JsonContainerIsObject(value->val.binary.data))
 			{
 				field.kind = AMQP_FIELD_KIND_TABLE;
 				field.value.table = build_table(value->val.binary.data, 0,
-												size);
+												build);
 			}
 			else
 			{
 				field.kind = AMQP_FIELD_KIND_ARRAY;
-				field.value.array = build_array(value->val.binary.data, size);
+				field.value.array = build_array(value->val.binary.data, build);
 			}
 			break;
 		default:
@@ -214,7 +223,7 @@ build_value(const JsonbValue *value, Size *size)
 
 /* An object as a table with room for spare entries more. */
 static amqp_table_t
-build_table(JsonbContainer *object, int spare, Size *size)
+build_table(JsonbContainer *object, int spare, TableBuild *build)
 {
 	amqp_table_t table = {0};
 	JsonbIterator *it = JsonbIteratorInit(object);
@@ -223,19 +232,19 @@ build_table(JsonbContainer *object, int spare, Size *size)
 
 	table.entries = palloc((JsonContainerSize(object) + spare) *
 						   sizeof(amqp_table_entry_t));
-	*size += LENGTH_WORD;
+	build->size += LENGTH_WORD;
 	while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_DONE)
 	{
 		amqp_table_entry_t *entry = &table.entries[table.num_entries];
 
 		if (token == WJB_KEY)
 		{
-			entry->key = header_name(&value);
-			*size += LENGTH_OCTET + entry->key.len;
+			entry->key = entry_name(&value, build->noun);
+			build->size += LENGTH_OCTET + entry->key.len;
 		}
 		else if (token == WJB_VALUE)
 		{
-			entry->value = build_value(&value, size);
+			entry->value = build_value(&value, build);
 			table.num_entries++;
 		}
 	}
@@ -303,6 +312,7 @@ check_reserved_name(const amqp_table_t *table)
 static amqp_table_t
 build_headers(Jsonb *headers, Size *size)
 {
+	TableBuild	build = {.noun = "header"};
 	amqp_table_t table;
 
 	if (!JB_ROOT_IS_OBJECT(headers))
@@ -312,7 +322,8 @@ build_headers(Jsonb *headers, Size *size)
 				 errhint("Write them like {\"name\": \"value\"}.")));
 
 	/* one to spare: a message sent again gets a header more */
-	table = build_table(&headers->root, 1, size);
+	table = build_table(&headers->root, 1, &build);
+	*size = build.size;
 	check_carbon_copies(&table);
 	check_reserved_name(&table);
 	return table;
@@ -332,6 +343,22 @@ outbox_properties_check_headers(Jsonb *headers)
 	MemoryContextSwitchTo(old_context);
 	MemoryContextDelete(context);
 	return size;
+}
+
+amqp_table_t *
+outbox_properties_build_arguments(Jsonb *arguments, Size *size)
+{
+	amqp_table_t *table = palloc(sizeof(amqp_table_t));
+	TableBuild	build = {.noun = "argument"};
+
+	if (!JB_ROOT_IS_OBJECT(arguments))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("arguments must be a JSON object"),
+				 errhint("Write them like {\"x-message-ttl\": 60000}.")));
+	*table = build_table(&arguments->root, 0, &build);
+	*size = build.size;
+	return table;
 }
 
 /* Set a short string, and its flag, unless s is NULL. */

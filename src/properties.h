@@ -10,6 +10,8 @@
 
 #include "message.h"
 
+struct amqp_table_t_;
+
 /*
  * Bytes that a content header frame needs besides its properties: 7 of frame
  * header, 12 of class, weight and body size, 1 of frame end (AMQP 0-9-1,
@@ -23,6 +25,14 @@
  * in bytes, its length word included.  In a transaction.
  */
 extern Size outbox_properties_check_headers(Jsonb *headers);
+
+/*
+ * The arguments of an exchange, a queue or a binding as an AMQP table, in
+ * CurrentMemoryContext, with the same rules and errors.  Sets *size as above.
+ * In a transaction.
+ */
+extern struct amqp_table_t_ *outbox_properties_build_arguments(Jsonb *arguments,
+															   Size *size);
 
 /*
  * Build msg->properties from the other fields, in CurrentMemoryContext; the

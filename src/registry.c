@@ -228,6 +228,16 @@ outbox_registry_deferred(Oid dboid, TimestampTz due_from)
 	outbox_registry_unlock();
 }
 
+void
+outbox_registry_topology_changed(Oid dboid, bool everything)
+{
+	outbox_registry_lock(LW_EXCLUSIVE);
+	outbox_registry_request_work(dboid, InvalidOid,
+								 everything ? OUTBOX_REQUEST_ASSERT :
+								 OUTBOX_REQUEST_TOPOLOGY);
+	outbox_registry_unlock();
+}
+
 bool
 outbox_registry_knows(Oid dboid, const List *servers)
 {

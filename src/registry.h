@@ -64,6 +64,12 @@ extern void outbox_registry_database_changed(Oid dboid);
  */
 extern void outbox_registry_deferred(Oid dboid, TimestampTz due_from);
 
+/*
+ * Backends: topology of a server of this database was declared or taken back,
+ * or (everything) what brokers refused is to be tried again.
+ */
+extern void outbox_registry_topology_changed(Oid dboid, bool everything);
+
 /* Whether there is an entry for each of these servers (OIDs) and no other. */
 extern bool outbox_registry_knows(Oid dboid, const List *servers);
 
@@ -128,6 +134,8 @@ extern void outbox_registry_retire(void);
 #define OUTBOX_REQUEST_RELOAD	0x01	/* servers of this database changed */
 #define OUTBOX_REQUEST_DUE		0x02	/* there are new deferred messages */
 #define OUTBOX_REQUEST_KEY		0x04	/* make the server's key */
+#define OUTBOX_REQUEST_TOPOLOGY	0x08	/* there is something to assert */
+#define OUTBOX_REQUEST_ASSERT	0x10	/* assert all of it */
 extern uint32 outbox_registry_take_requests(TimestampTz *due_from);
 extern bool outbox_registry_has_request(uint32 requests);
 

@@ -189,6 +189,16 @@ outbox_server_by_name(const char *name)
 }
 
 Oid
+outbox_server_of_owner(const char *name)
+{
+	Oid			serverid = outbox_server_by_name(name);
+
+	if (!outbox_owns_server(serverid, GetUserId()))
+		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_FOREIGN_SERVER, name);
+	return serverid;
+}
+
+Oid
 outbox_server_choose(const char *name)
 {
 	Oid			serverid;

@@ -19,6 +19,12 @@
  */
 extern Oid	outbox_server_choose(const char *name);
 
+/*
+ * The server of that name, for its owner.  The same errors, but 42501 for
+ * anybody else.
+ */
+extern Oid	outbox_server_of_owner(const char *name);
+
 /* The name of a server; false if it does not exist any more. */
 extern bool outbox_server_get_name(Oid serverid, NameData *name);
 

@@ -805,10 +805,10 @@ outbox_store_write_receipt(int32 server_key, const OutboxReceipt *receipt)
 }
 
 /*
- * Text from outside as the database can hold it.  An encoding conversion may
- * fail, and a word of the broker must never keep a message from being settled.
+ * An encoding conversion may fail, and a word of the broker must never keep a
+ * message from being settled.
  */
-static Datum
+Datum
 outbox_store_foreign_text(const char *utf8)
 {
 	char	   *copy = pstrdup(utf8);

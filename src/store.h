@@ -77,6 +77,9 @@ extern void outbox_store_commit(void);
 /* Whether this cluster was once a standby, or was recovered to a point. */
 extern bool outbox_store_was_promoted(void);
 
+/* Text from outside (UTF-8) as the database can hold it, of SQL type text. */
+extern Datum outbox_store_foreign_text(const char *utf8);
+
 /* The outbox of this database. */
 extern Oid	outbox_store_outbox(void);
 

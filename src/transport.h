@@ -22,6 +22,7 @@
 #include "message.h"
 #include "option.h"
 #include "stream.h"
+#include "topology.h"
 
 typedef struct OutboxTransport OutboxTransport;
 
@@ -34,9 +35,12 @@ typedef enum OutboxEventType
 								 * the confirm of the message follows */
 	OUTBOX_EVENT_CHANNEL_CLOSED,	/* reply_code, failure: every unconfirmed
 									 * message is in doubt; READY follows */
+	OUTBOX_EVENT_ASSERTED,		/* answer: to what was asserted last */
 	OUTBOX_EVENT_BLOCKED,		/* failure.detail says why: do not publish */
 	OUTBOX_EVENT_UNBLOCKED,
-	OUTBOX_EVENT_LOST			/* failure: the connection is gone, close it */
+	OUTBOX_EVENT_LOST			/* failure: the connection is gone, close it;
+								 * answer, if it closes the connection, says
+								 * that it is because of what was asserted */
 } OutboxEventType;
 
 /* Pointers in an event are valid until the next call of next_event(). */
@@ -51,6 +55,7 @@ typedef struct OutboxEvent
 	const char *exchange;
 	const char *routing_key;
 	OutboxFailure failure;
+	OutboxAnswer answer;
 } OutboxEvent;
 
 /*
@@ -71,6 +76,15 @@ extern OutboxTransport *outbox_transport_start(const OutboxServer *server,
 extern uint64 outbox_transport_publish(OutboxTransport *transport,
 									   const OutboxMessage *msg,
 									   OutboxFailure *failure);
+
+/*
+ * Tell the broker of an item, between READY and LOST, also while the channel of
+ * the messages is closed.  An answer to a former one must not be awaited.
+ * False, with *answer filled in, if that cannot be done on this connection.
+ */
+extern bool outbox_transport_assert(OutboxTransport *transport,
+									const OutboxItem *item,
+									OutboxAnswer *answer);
 
 /* Send what is queued, as far as the socket takes it. */
 extern void outbox_transport_flush(OutboxTransport *transport);

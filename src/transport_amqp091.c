@@ -10,7 +10,8 @@
  *	AWAIT_CHANNEL --channel.open-ok--> AWAIT_CONFIRM --confirm.select-ok-->
  *	READY --channel.close--> AWAIT_CHANNEL ...
  *
- * What is said in LOGIN is login.c's.  Frames come from wire.c, each checked
+ * What is said in LOGIN is login.c's, and what on the channel for assertions,
+ * once that of the messages was READY, assertion.c's.  Frames come from wire.c, each checked
  * for itself; which of them may come when is known here.  A method that may not
  * come in the present state never gets to the decoder, and the first thing that
  * does not fit ends the connection for good.
@@ -27,6 +28,7 @@
 #include "access/xact.h"
 #include "utils/memutils.h"
 
+#include "assertion.h"
 #include "compat.h"
 #include "login.h"
 #include "returned.h"
@@ -69,6 +71,8 @@ struct OutboxTransport
 	uint64		next_tag;
 	bool		blocked;
 	OutboxReturned returned;
+	OutboxAssertion assertion;
+	OutboxAnswer blame;			/* with STATE_LOST: if closes_connection */
 };
 
 
@@ -250,6 +254,44 @@ enter_ready(OutboxTransport *t, OutboxEvent *event)
 
 
 /* --------
+ * What the broker shall have
+ * --------
+ */
+
+bool
+outbox_transport_assert(OutboxTransport *t, const OutboxItem *item,
+						OutboxAnswer *answer)
+{
+	Assert(t->state >= STATE_AWAIT_CHANNEL && t->state < STATE_LOST);
+
+	memset(answer, 0, sizeof(*answer));
+	if (outbox_login_channel_max(t->login) < OUTBOX_ASSERTION_CHANNEL)
+	{
+		strlcpy(answer->words,
+				"the broker allows one channel for each connection, and this needs another",
+				sizeof(answer->words));
+		return false;
+	}
+	if (!outbox_assertion_begin(&t->assertion, t->wire, item, &t->failure))
+		become_lost(t);
+	return true;
+}
+
+static void
+handle_assertion(OutboxTransport *t, uint32 id, void *method,
+				 OutboxEvent *event)
+{
+	amqp_channel_close_ok_t close_ok = {0};
+
+	if (id == AMQP_CHANNEL_CLOSE_METHOD)
+		queue_method(t, OUTBOX_ASSERTION_CHANNEL,
+					 AMQP_CHANNEL_CLOSE_OK_METHOD, &close_ok);
+	if (outbox_assertion_answer(&t->assertion, id, method, &event->answer))
+		event->type = OUTBOX_EVENT_ASSERTED;
+}
+
+
+/* --------
  * Confirms and returned messages
  * --------
  */
@@ -354,6 +396,7 @@ handle_connection_close(OutboxTransport *t,
 					   "connection closed by the broker (code %d)",
 					   close->reply_code);
 	t->reply_code = close->reply_code;
+	(void) outbox_assertion_blamed(&t->assertion, close, &t->blame);
 	become_lost(t);
 }
 
@@ -407,6 +450,8 @@ method_expected(const OutboxTransport *t, uint16 channel, uint32 id)
 
 	if (t->state < STATE_AWAIT_CHANNEL)
 		return false;
+	if (channel == OUTBOX_ASSERTION_CHANNEL)
+		return outbox_assertion_expects(&t->assertion, id);
 	switch (id)
 	{
 		case AMQP_CHANNEL_CLOSE_METHOD:
@@ -445,6 +490,11 @@ handle_method(OutboxTransport *t, const OutboxFrame *frame,
 		return;
 	}
 
+	if (frame->channel == OUTBOX_ASSERTION_CHANNEL)
+	{
+		handle_assertion(t, id, method, event);
+		return;
+	}
 	switch (id)
 	{
 		case AMQP_BASIC_ACK_METHOD:
@@ -731,6 +781,7 @@ outbox_transport_next_event(OutboxTransport *t, OutboxEvent *event)
 		event->type = OUTBOX_EVENT_LOST;
 		event->reply_code = t->reply_code;
 		event->failure = t->failure;
+		event->answer = t->blame;
 	}
 	return event->type;
 }

@@ -12,7 +12,8 @@
  * of the statement has ended, however it ends.
  *
  * A server with undelivered messages cannot be dropped, by whatever statement,
- * but together with the extension.
+ * but together with the extension.  What was declared for its broker goes with
+ * it.
  *
  * Runs in every backend.
  *
@@ -44,6 +45,7 @@
 #include "registry.h"
 #include "server.h"
 #include "settings.h"
+#include "topology.h"
 #include "utility.h"
 
 /* How long workers may take to leave beyond their drain timeout. */
@@ -54,6 +56,10 @@ static object_access_hook_type prev_object_access_hook = NULL;
 
 /* a statement of this transaction may have changed servers */
 static bool servers_changed = false;
+
+/* this transaction changed what brokers shall have; asks to assert all of it */
+static bool topology_changed = false;
+static bool topology_asked = false;
 
 /* a prepared transaction was committed */
 static bool prepared_committed = false;
@@ -68,6 +74,15 @@ void
 outbox_utility_note_change(void)
 {
 	servers_changed = true;
+}
+
+void
+outbox_utility_note_topology(bool everything)
+{
+	if (everything)
+		topology_asked = true;
+	else
+		topology_changed = true;
 }
 
 /* Might the statement create, change or remove servers or user mappings? */
@@ -234,14 +249,15 @@ outbox_utility_object_access(ObjectAccessType access, Oid classId,
 	if (access != OAT_DROP || classId != ForeignServerRelationId ||
 		dropping_extension ||
 		!outbox_server_get_name(objectId, &name) ||
-		!outbox_server_is_ours(NameStr(name)) ||
-		!outbox_catalog_has_undelivered(NameStr(name)))
+		!outbox_server_is_ours(NameStr(name)))
 		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
-			 errmsg("cannot drop server \"%s\" because messages to it are not delivered",
-					NameStr(name)),
-			 errhint("Let them be delivered (ALTER SERVER can name another broker), or delete them from amqp_outbox.outbox and amqp_outbox.deferred.")));
+	if (outbox_catalog_has_undelivered(NameStr(name)))
+		ereport(ERROR,
+				(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+				 errmsg("cannot drop server \"%s\" because messages to it are not delivered",
+						NameStr(name)),
+				 errhint("Let them be delivered (ALTER SERVER can name another broker), or delete them from amqp_outbox.outbox and amqp_outbox.deferred.")));
+	outbox_topology_forget_server(NameStr(name));
 }
 
 /* DROP EXTENSION ... CASCADE says that the messages may go as well. */
@@ -355,11 +371,41 @@ outbox_utility_transaction_ended(ResourceReleasePhase phase, bool isCommit,
 	if (servers_changed && isCommit)
 		outbox_horizon_raise_lsn(XactLastCommitEnd);
 	if (prepared_committed)
+	{
 		outbox_registry_deferred(MyDatabaseId, DT_NOBEGIN);
+		outbox_registry_topology_changed(MyDatabaseId, false);
+	}
 	if (servers_changed && isCommit)
 		outbox_registry_database_changed(MyDatabaseId);
 	servers_changed = false;
 	prepared_committed = false;
+}
+
+/*
+ * Topology is read from tables, so the workers may hear of it as soon as the
+ * transaction is visible.  They must hear before they see its messages, which
+ * wait for what they are for: the callback that makes those visible was
+ * registered before this one, and so is called after it.
+ */
+static void
+outbox_utility_xact_callback(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_COMMIT:
+			if (topology_changed)
+				outbox_registry_topology_changed(MyDatabaseId, false);
+			if (topology_asked)
+				outbox_registry_topology_changed(MyDatabaseId, true);
+			/* FALLTHROUGH */
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PREPARE:
+			topology_changed = false;
+			topology_asked = false;
+			break;
+		default:
+			break;
+	}
 }
 
 void
@@ -369,5 +415,6 @@ outbox_utility_install_hooks(void)
 	ProcessUtility_hook = outbox_utility_process;
 	prev_object_access_hook = object_access_hook;
 	object_access_hook = outbox_utility_object_access;
+	RegisterXactCallback(outbox_utility_xact_callback, NULL);
 	RegisterResourceReleaseCallback(outbox_utility_transaction_ended, NULL);
 }

@@ -517,7 +517,7 @@ frame_error(const OutboxWire *wire, const OutboxFrame *frame)
 {
 	if (frame->total > wire->frame_max)
 		return "frame larger than agreed";
-	if (frame->channel > OUTBOX_CHANNEL)
+	if (frame->channel > OUTBOX_CHANNEL_MAX)
 		return "frame for a channel that is not open";
 	switch (frame->type)
 	{
@@ -525,11 +525,12 @@ frame_error(const OutboxWire *wire, const OutboxFrame *frame)
 			return frame->len < METHOD_ID_SIZE ?
 				"method frame too short" : NULL;
 		case AMQP_FRAME_HEADER:
-			return frame->channel == 0 ||
+			return frame->channel != OUTBOX_CHANNEL ||
 				frame->len < OUTBOX_CONTENT_HEADER_SIZE ?
 				"malformed content header frame" : NULL;
 		case AMQP_FRAME_BODY:
-			return frame->channel == 0 ? "body frame on channel 0" : NULL;
+			return frame->channel != OUTBOX_CHANNEL ?
+				"body frame on a channel without messages" : NULL;
 		case AMQP_FRAME_HEARTBEAT:
 			return frame->channel != 0 || frame->len != 0 ?
 				"malformed heartbeat frame" : NULL;

@@ -17,8 +17,12 @@
 #include "message.h"
 #include "stream.h"
 
-/* the only channel that we use, and so all that we ask for */
+/* the channel that messages travel on */
 #define OUTBOX_CHANNEL		1
+
+/* and the one to tell the broker what it shall have; more we do not ask for */
+#define OUTBOX_ASSERTION_CHANNEL	2
+#define OUTBOX_CHANNEL_MAX	OUTBOX_ASSERTION_CHANNEL
 
 /* AMQP 0-9-1, section 1.2, constant frame-min-size */
 #define OUTBOX_FRAME_MIN_SIZE	4096

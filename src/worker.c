@@ -51,6 +51,7 @@
 #include "catalog.h"
 #include "compat.h"
 #include "horizon.h"
+#include "keeper.h"
 #include "option.h"
 #include "pipeline.h"
 #include "prune.h"
@@ -91,6 +92,7 @@ typedef struct OutboxWorker
 	MemoryContext server_context;
 	OutboxServer *server;
 	OutboxPipeline *pipeline;
+	OutboxKeeper *keeper;
 
 	OutboxTransport *transport; /* NULL: not connected */
 	bool		ready;			/* the transport takes messages */
@@ -220,6 +222,8 @@ outbox_worker_disconnect(void)
 	worker->set = NULL;
 	if (worker->pipeline)
 		outbox_pipeline_disconnected(worker->pipeline);
+	if (worker->keeper)
+		outbox_keeper_disconnected(worker->keeper);
 }
 
 /* The connection is lost or could not be made: pause, then the next host. */
@@ -300,6 +304,8 @@ outbox_worker_ready(void)
 						worker->server->name, host)));
 		pfree(host);
 		worker->announced = true;
+		outbox_keeper_connected(worker->keeper, worker->server,
+								worker->ready_since);
 	}
 	if (!worker->stopping && !worker->reconnecting)
 		outbox_worker_set_state(OUTBOX_WORKER_CONNECTED);
@@ -341,6 +347,10 @@ outbox_worker_handle_event(OutboxEvent *event)
 							   "the broker answered a message that it was not sent");
 			outbox_worker_connection_failed(&failure);
 			break;
+		case OUTBOX_EVENT_ASSERTED:
+			outbox_keeper_event(worker->keeper, worker->server, event,
+								GetCurrentTimestamp());
+			break;
 		case OUTBOX_EVENT_BLOCKED:
 			outbox_worker_blocked(true, &event->failure);
 			break;
@@ -348,6 +358,8 @@ outbox_worker_handle_event(OutboxEvent *event)
 			outbox_worker_blocked(false, NULL);
 			break;
 		case OUTBOX_EVENT_LOST:
+			outbox_keeper_event(worker->keeper, worker->server, event,
+								GetCurrentTimestamp());
 			outbox_worker_connection_failed(&event->failure);
 			break;
 	}
@@ -504,6 +516,28 @@ outbox_worker_note_sending(TimestampTz now)
 	worker->unsent = unsent;
 }
 
+/* Whether messages may be sent right now. */
+static bool
+outbox_worker_may_publish(TimestampTz now)
+{
+	/*
+	 * What was just read may be meant for a server that is altered, or for
+	 * something that is to be declared first.
+	 */
+	return worker->ready && !worker->blocked && !outbox_worker_draining() &&
+		!outbox_registry_has_request(OUTBOX_REQUEST_RELOAD |
+									 OUTBOX_REQUEST_TOPOLOGY) &&
+		!outbox_keeper_holds(worker->keeper, now);
+}
+
+/* What the broker shall have, once the channel of the messages is open. */
+static void
+outbox_worker_assert(TimestampTz now)
+{
+	outbox_keeper_work(worker->keeper, worker->server,
+					   worker->announced ? worker->transport : NULL, now);
+}
+
 static void
 outbox_worker_move_messages(TimestampTz now)
 {
@@ -513,12 +547,11 @@ outbox_worker_move_messages(TimestampTz now)
 	if (!outbox_worker_draining() && may_run_sql)
 		outbox_worker_read();
 
-	/*
-	 * What was just read may be meant for a server that is altered.  And the
-	 * first message needs a receipt before it.
-	 */
-	if (worker->ready && !worker->blocked && !outbox_worker_draining() &&
-		may_run_sql && !outbox_registry_has_request(OUTBOX_REQUEST_RELOAD))
+	if (!outbox_worker_draining() && may_run_sql)
+		outbox_worker_assert(now);
+
+	/* the first message needs a receipt before it */
+	if (may_run_sql && outbox_worker_may_publish(now))
 		outbox_worker_publish();
 	if (worker->transport != NULL)
 	{
@@ -628,6 +661,11 @@ outbox_worker_serve(TimestampTz now)
 	worker->requests &= ~OUTBOX_REQUEST_RELOAD;
 	if (worker->stopping)
 		return;
+	if (worker->requests & (OUTBOX_REQUEST_TOPOLOGY | OUTBOX_REQUEST_ASSERT))
+		outbox_keeper_look(worker->keeper, worker->server,
+						   (worker->requests & OUTBOX_REQUEST_ASSERT) != 0,
+						   now);
+	worker->requests &= ~(OUTBOX_REQUEST_TOPOLOGY | OUTBOX_REQUEST_ASSERT);
 	if (worker->requests & OUTBOX_REQUEST_KEY)
 		outbox_worker_make_key();
 	worker->requests &= ~OUTBOX_REQUEST_KEY;
@@ -784,11 +822,16 @@ outbox_worker_timeout(TimestampTz now)
 	if (worker->sql_retry_at != 0)
 		return outbox_worker_until(worker->sql_retry_at, now, timeout);
 	if (!outbox_worker_draining())
+	{
 		timeout = outbox_worker_until(worker->rotate_at, now, timeout);
+		timeout = outbox_worker_until(outbox_keeper_next(worker->keeper), now,
+									  timeout);
+	}
 
 	ms = outbox_pipeline_timeout(worker->pipeline, worker->ready &&
 								 !worker->blocked &&
-								 !outbox_worker_draining());
+								 !outbox_worker_draining() &&
+								 !outbox_keeper_holds(worker->keeper, now));
 	return timeout < 0 ? ms : ms < 0 ? timeout : Min(timeout, ms);
 }
 
@@ -977,6 +1020,7 @@ outbox_worker_init(Oid serverid)
 	}
 	MemoryContextSwitchTo(context);
 	worker->pipeline = outbox_pipeline_create(worker->server->name);
+	worker->keeper = outbox_keeper_create();
 	worker->rotate_at = GetCurrentTimestamp();
 	worker->due_from = DT_NOEND;
 }

@@ -224,15 +224,16 @@ sub expect
 }
 
 # Be a broker for the next connection, up to where messages are sent.
+# Parameters: channel_max, how many channels it allows.
 sub welcome
 {
-	my $self = shift;
+	my ($self, %params) = @_;
 
 	$self->accept;
 	die "no protocol header" if $self->read_bytes(8) ne "AMQP\0\0\x09\x01";
 	$self->send_bytes($self->start);
 	$self->expect('10 11');
-	$self->send_bytes(method(0, 10, 30, pack('nNn', 2047, 131072, 0)));
+	$self->send_bytes(method(0, 10, 30, pack('nNn', $params{channel_max} // 2047, 131072, 0)));
 	$self->expect('10 31', '10 40');
 	$self->send_bytes(method(0, 10, 41, "\0"));
 	$self->expect('20 10', '85 10');

@@ -36,6 +36,19 @@ my @cases = (
 	],
 	[ 'a frame of no size', frame(1, 1, ''), 'method frame too short' ],
 	[ 'an unknown channel', method(7, 60, 80), 'channel that is not open' ],
+	[
+		'an answer to what was not asked', method(2, 50, 11, pack('C/a*NN', 'q', 0, 0)),
+		'unexpected method AMQP_QUEUE_DECLARE_OK_METHOD'
+	],
+	[
+		'content on the channel for declarations',
+		frame(2, 2, pack('nnNNn', 60, 0, 0, 0, 0)),
+		'malformed content header frame'
+	],
+	[
+		'a body on the channel for declarations', frame(3, 2, 'x'),
+		'body frame on a channel without messages'
+	],
 	[ 'an unknown method', method(1, 99, 99), 'of unknown name (99, 99)' ],
 	[ 'half of a method', method(1, 60, 80, "\0"), 'violated the protocol' ],
 	[
