@@ -937,90 +937,88 @@ COMMENT ON FUNCTION amqp_outbox.wake() IS
 'make this database''s workers look at everything anew, without waiting for a backoff to end';
 
 --
+-- What follows is the server owner's.  Errors: 42501 for anybody else, 42704 if
+-- there is no such server.
+--
+
+--
+-- pause() lets the worker of a server finish what is in flight and leave its
+-- broker; publishing goes on, and what is published waits, until resume().  It
+-- is the server's option "paused", so it outlives restarts.
+--
+CREATE FUNCTION amqp_outbox.pause(server name)
+RETURNS void LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	EXECUTE format('ALTER SERVER %I OPTIONS (%s paused ''true'')', server,
+		CASE WHEN EXISTS (SELECT FROM pg_foreign_server s, unnest(s.srvoptions) o
+			WHERE s.srvname = server AND o LIKE 'paused=%') THEN 'SET' ELSE 'ADD' END);
+END;
+$$;
+COMMENT ON FUNCTION amqp_outbox.pause(name) IS
+'send nothing to a server until amqp_outbox.resume(); what is published waits';
+
+CREATE FUNCTION amqp_outbox.resume(server name)
+RETURNS void LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	EXECUTE format('ALTER SERVER %I OPTIONS (%s)', server,
+		CASE WHEN EXISTS (SELECT FROM pg_foreign_server s, unnest(s.srvoptions) o
+			WHERE s.srvname = server AND o LIKE 'paused=%')
+		THEN 'DROP paused' ELSE 'ADD paused ''false''' END);
+END;
+$$;
+COMMENT ON FUNCTION amqp_outbox.resume(name) IS
+'send to a server again after amqp_outbox.pause()';
+
+--
 -- requeue() and discard() take dead letters by any of: server, id, message_id,
--- reason, exchange; null means any.  They return the messages they took.
+-- reason, exchange; null means any, of the servers that the caller owns.  They
+-- return the messages they took.  A requeued message keeps its message_id and
+-- ordering key; its attempts count anew, and it does not expire if that was the
+-- reason.
 --
 CREATE FUNCTION amqp_outbox.requeue(server name DEFAULT NULL,
 	id bigint DEFAULT NULL, message_id text DEFAULT NULL,
 	reason amqp_outbox.dead_reason DEFAULT NULL, exchange text DEFAULT NULL)
 RETURNS TABLE (requeued_server name, requeued_id bigint,
 	requeued_message_id text)
-LANGUAGE sql VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-	SELECT amqp_outbox.wake();
-	WITH gone AS (
-		DELETE FROM amqp_outbox.dead_letter d
-		USING amqp_outbox.server_key k
-		WHERE k.server_key = d.server_key
-		AND (requeue.server IS NULL OR k.server = requeue.server)
-		AND (requeue.id IS NULL OR d.id = requeue.id)
-		AND (requeue.message_id IS NULL OR d.message_id = requeue.message_id)
-		AND (requeue.reason IS NULL OR d.reason = requeue.reason)
-		AND (requeue.exchange IS NULL OR d.exchange = requeue.exchange)
-		RETURNING k.server, d.*
-	), back AS (
-		INSERT INTO amqp_outbox.deferred (server_key, id, message_id,
-			enqueued_at, exchange, routing_key, body, headers, content_type,
-			content_encoding, persistent, priority, correlation_id, reply_to,
-			expiration_ms, message_timestamp, type, user_id, app_id, mandatory,
-			ordering_key, expires_at, due_at, attempts, first_attempt_at,
-			last_attempt_at, possible_duplicate, reply_code, last_error)
-		SELECT g.server_key, g.id, g.message_id,
-			g.enqueued_at, g.exchange, g.routing_key, g.body, g.headers,
-			g.content_type, g.content_encoding, g.persistent, g.priority,
-			g.correlation_id, g.reply_to, g.expiration_ms,
-			g.message_timestamp, g.type, g.user_id, g.app_id, g.mandatory,
-			g.ordering_key,
-			CASE WHEN g.reason <> 'expired' THEN g.expires_at END,
-			now(), 0, now(), g.last_attempt_at,
-			g.possible_duplicate, g.reply_code, g.last_error
-		FROM gone g
-	)
-	SELECT g.server, g.id, g.message_id FROM gone g;
-$$;
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'outbox_sql_requeue';
 COMMENT ON FUNCTION amqp_outbox.requeue(name, bigint, text,
 	amqp_outbox.dead_reason, text) IS
-'send dead letters again, with their message ids and with attempts counted anew; one that has expired does not expire again';
+'send dead letters again, with their message ids and with attempts counted anew';
 
 CREATE FUNCTION amqp_outbox.discard(server name DEFAULT NULL,
 	id bigint DEFAULT NULL, message_id text DEFAULT NULL,
 	reason amqp_outbox.dead_reason DEFAULT NULL, exchange text DEFAULT NULL)
 RETURNS TABLE (discarded_server name, discarded_id bigint,
 	discarded_message_id text)
-LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-	PERFORM amqp_outbox.wake();
-	RETURN QUERY EXECUTE format('
-		WITH gone AS (
-			DELETE FROM amqp_outbox.dead_letter d
-			USING amqp_outbox.server_key k
-			WHERE k.server_key = d.server_key
-			AND ($1 IS NULL OR k.server = $1)
-			AND ($2 IS NULL OR d.id = $2)
-			AND ($3 IS NULL OR d.message_id = $3)
-			AND ($4 IS NULL OR d.reason = $4)
-			AND ($5 IS NULL OR d.exchange = $5)
-			RETURNING k.server, d.*
-		), noted AS (
-			INSERT INTO amqp_outbox.late_%s
-			SELECT g.server_key, g.id, g.message_id, g.enqueued_at, g.exchange,
-				g.routing_key, g.body, g.headers, g.content_type,
-				g.content_encoding, g.persistent, g.priority, g.correlation_id,
-				g.reply_to, g.expiration_ms, g.message_timestamp, g.type,
-				g.user_id, g.app_id, g.mandatory, g.ordering_key, g.expires_at,
-				NULL, g.attempts
-			FROM gone g
-		)
-		SELECT g.server, g.id, g.message_id FROM gone g', amqp_outbox.leaf())
-	USING server, id, message_id, reason, exchange;
-END;
-$$;
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'outbox_sql_discard';
 COMMENT ON FUNCTION amqp_outbox.discard(name, bigint, text,
 	amqp_outbox.dead_reason, text) IS
 'delete dead letters for good';
+
+--
+-- replay() sends delivered messages again that are still stored: for
+-- amqp_outbox.retention, or longer.  At least one of the arguments behind the
+-- server must be given, and all that are given must hold.  Each message is
+-- published anew when the transaction commits, in the former order, with its
+-- message_id and a further header x-replay: true; ttl and delay do not count
+-- again.  Returns how many.
+--
+CREATE FUNCTION amqp_outbox.replay(server name,
+	delivered_since timestamptz DEFAULT NULL,
+	delivered_before timestamptz DEFAULT NULL, id bigint DEFAULT NULL,
+	message_id text DEFAULT NULL, routing_key text DEFAULT NULL)
+RETURNS bigint LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'outbox_sql_replay';
+COMMENT ON FUNCTION amqp_outbox.replay(name, timestamptz, timestamptz, bigint,
+	text, text) IS
+'publish delivered messages again, with their message ids, marked by the header x-replay; returns how many';
 
 CREATE FUNCTION amqp_outbox.adopt()
 RETURNS void LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE
@@ -1040,7 +1038,8 @@ COMMENT ON FUNCTION amqp_outbox.adopt() IS
 -- message                  INSERT      INSERT      all
 -- all tables               -           -           all
 -- uncommitted(), leaf()    -           -           EXECUTE
--- requeue(), discard()     -           -           EXECUTE
+-- pause(), resume(), requeue(), discard(), replay()
+--                          EXECUTE, for owners of servers
 -- wake(), adopt()          -           -           EXECUTE
 -- amqp_inbox_accept()      -           -           EXECUTE; grant it to consumers
 -- prune_inbox()            -           -           EXECUTE
@@ -1057,10 +1056,6 @@ REVOKE ALL ON FUNCTION amqp_outbox.uncommitted() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.leaf() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.worker() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.horizon() FROM PUBLIC;
-REVOKE ALL ON FUNCTION amqp_outbox.requeue(name, bigint, text,
-	amqp_outbox.dead_reason, text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION amqp_outbox.discard(name, bigint, text,
-	amqp_outbox.dead_reason, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.wake() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_inbox_accept(text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.prune_inbox(bigint) FROM PUBLIC;

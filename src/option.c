@@ -93,9 +93,15 @@ static const OutboxOption outbox_options[] = {
 		false, SERVER_OPTION(max_age)},
 	{"max_attempts", ForeignServerRelationId, OUTBOX_OPTION_INT, 1, INT_MAX,
 		false, SERVER_OPTION(max_attempts)},
+	{"paused", ForeignServerRelationId, OUTBOX_OPTION_BOOL, 0, 0, false,
+		SERVER_OPTION(paused)},
 	{"persistent", ForeignServerRelationId, OUTBOX_OPTION_BOOL, 0, 0, false,
 		SERVER_OPTION(persistent)},
 	{"port", ForeignServerRelationId, OUTBOX_OPTION_INT, 1, 65535, false, 0},
+	{"rate_limit", ForeignServerRelationId, OUTBOX_OPTION_INT, 0, INT_MAX,
+		false, SERVER_OPTION(rate_limit)},
+	{"rate_limit_bytes", ForeignServerRelationId, OUTBOX_OPTION_INT, 0, INT_MAX,
+		false, SERVER_OPTION(rate_limit_bytes)},
 	{"tls", ForeignServerRelationId, OUTBOX_OPTION_BOOL, 0, 0, false, 0},
 	{"unroutable", ForeignServerRelationId, OUTBOX_OPTION_UNROUTABLE, 0, 0,
 		false, SERVER_OPTION(unroutable)},
@@ -721,6 +727,7 @@ outbox_option_same_connection(const OutboxServer *a, const OutboxServer *b)
 	}
 	return strcmp(a->vhost, b->vhost) == 0 &&
 		a->tls == b->tls &&
+		a->paused == b->paused &&
 		a->heartbeat == b->heartbeat &&
 		a->frame_max == b->frame_max &&
 		outbox_text_equal(a->cacertfile, b->cacertfile) &&

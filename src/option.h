@@ -55,6 +55,9 @@ typedef struct OutboxServer
 	OutboxUnroutable unroutable;
 	bool		dead_letter_holds_key;	/* others of its ordering key wait */
 	int			idempotency_retention;	/* seconds; 0: for ever */
+	int			rate_limit;		/* messages per second; 0: no limit */
+	int			rate_limit_bytes;	/* of bodies per second; 0: no limit */
+	bool		paused;			/* nothing is sent */
 	bool		persistent;		/* default for messages that do not say */
 	bool		mandatory;		/* the same */
 } OutboxServer;

@@ -38,6 +38,7 @@
 #include "ledger.h"
 #include "pipeline.h"
 #include "properties.h"
+#include "rate.h"
 #include "registry.h"
 #include "settlement.h"
 #include "store.h"
@@ -107,6 +108,8 @@ struct OutboxPipeline
 	char	   *damage;			/* the error that it gives */
 
 	int			suspects;		/* to be sent one at a time, see below */
+	OutboxRate	rate;			/* messages */
+	OutboxRate	rate_bytes;
 	OutboxDestinations *destinations;	/* not to be sent to */
 };
 
@@ -554,7 +557,8 @@ outbox_pipeline_schedule_receipt(OutboxPipeline *pipeline)
 										OUTBOX_RECEIPT_MS);
 }
 
-static void
+/* Returns whether it was sent. */
+static bool
 outbox_pipeline_send(OutboxPipeline *pipeline, OutboxEntry *entry,
 					 OutboxTransport *transport, TimestampTz now)
 {
@@ -565,7 +569,7 @@ outbox_pipeline_send(OutboxPipeline *pipeline, OutboxEntry *entry,
 	if (entry->message->expires_at != 0 && entry->message->expires_at <= now)
 	{
 		outbox_ledger_expired(pipeline->ledger);
-		return;
+		return false;
 	}
 	forbidden = outbox_destinations_find(pipeline->destinations,
 										 entry->message, now);
@@ -573,7 +577,7 @@ outbox_pipeline_send(OutboxPipeline *pipeline, OutboxEntry *entry,
 	{
 		outbox_ledger_skipped(pipeline->ledger, forbidden->reply_code,
 							  forbidden->words, forbidden->not_before);
-		return;
+		return false;
 	}
 	if (entry->doubtful)
 		outbox_properties_mark_duplicate(entry->message);
@@ -583,6 +587,7 @@ outbox_pipeline_send(OutboxPipeline *pipeline, OutboxEntry *entry,
 		outbox_ledger_sent(pipeline->ledger, tag, now);
 	else
 		outbox_ledger_refused(pipeline->ledger, failure.message);
+	return tag != 0;
 }
 
 void
@@ -602,11 +607,19 @@ outbox_pipeline_publish(OutboxPipeline *pipeline, const OutboxServer *server,
 
 	now = GetCurrentTimestamp();
 	while (outbox_ledger_in_flight(pipeline->ledger) < window &&
+		   outbox_rate_allows(&pipeline->rate, server->rate_limit, now) &&
+		   outbox_rate_allows(&pipeline->rate_bytes, server->rate_limit_bytes,
+							  now) &&
 		   outbox_transport_pending(transport) < OUTBOX_SEND_BYTES &&
 		   (entry = outbox_ledger_next(pipeline->ledger,
 									   server->key_window)) != NULL)
 	{
-		outbox_pipeline_send(pipeline, entry, transport, now);
+		if (outbox_pipeline_send(pipeline, entry, transport, now))
+		{
+			outbox_rate_take(&pipeline->rate, server->rate_limit, 1);
+			outbox_rate_take(&pipeline->rate_bytes, server->rate_limit_bytes,
+							 entry->message->body_len);
+		}
 		if (pipeline->suspects > 0 && --pipeline->suspects == 0)
 			window = server->window;
 	}
@@ -828,7 +841,8 @@ outbox_sooner(long a, long b)
 }
 
 long
-outbox_pipeline_timeout(const OutboxPipeline *pipeline, bool publishing)
+outbox_pipeline_timeout(const OutboxPipeline *pipeline,
+						const OutboxServer *server, bool publishing)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	long		ms = -1;
@@ -840,7 +854,13 @@ outbox_pipeline_timeout(const OutboxPipeline *pipeline, bool publishing)
 	if (pipeline->next_due != 0 && pipeline->deferred == 0 &&
 		outbox_pipeline_has_room(pipeline))
 		ms = outbox_sooner(ms, TimestampDifferenceMilliseconds(now, pipeline->next_due));
-	if (!pipeline->durable && outbox_ledger_unpublished(pipeline->ledger) > 0)
+	if (outbox_ledger_unpublished(pipeline->ledger) == 0)
+		return ms;
+	if (!pipeline->durable)
 		ms = outbox_sooner(ms, OUTBOX_STANDBY_MS);
+	ms = outbox_sooner(ms, outbox_rate_wait(&pipeline->rate,
+											server->rate_limit, now));
+	ms = outbox_sooner(ms, outbox_rate_wait(&pipeline->rate_bytes,
+											server->rate_limit_bytes, now));
 	return ms;
 }

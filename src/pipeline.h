@@ -45,7 +45,7 @@ extern bool outbox_pipeline_recover(OutboxPipeline *pipeline, int sqlerrcode,
 
 /*
  * Hand over to the transport what may be sent: what is durable, up to the
- * server's window.  Runs a transaction before the first message.
+ * server's window and rate limits.  Runs a transaction before the first message.
  */
 extern void outbox_pipeline_publish(OutboxPipeline *pipeline,
 									const OutboxServer *server,
@@ -102,6 +102,7 @@ extern TimestampTz outbox_pipeline_oldest_sent(const OutboxPipeline *pipeline);
  * done: while nothing may be published, only receipts can.  -1: nothing is.
  */
 extern long outbox_pipeline_timeout(const OutboxPipeline *pipeline,
+									const OutboxServer *server,
 									bool publishing);
 
 #endif							/* OUTBOX_PIPELINE_H */

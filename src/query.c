@@ -14,10 +14,14 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "utils/datum.h"
+#include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
 #include "catalog.h"
 #include "query.h"
+
+/* Rows that are fetched at a time. */
+#define OUTBOX_QUERY_ROWS	256
 
 static void
 outbox_query_prepare(OutboxQuery *query)
@@ -30,24 +34,54 @@ outbox_query_prepare(OutboxQuery *query)
 	query->plan = plan;
 }
 
+/* Who was the user before, to be set back. */
+typedef struct OutboxQueryUser
+{
+	Oid			user;
+	int			sec_context;
+} OutboxQueryUser;
+
 static void
-outbox_query_copy_row(OutboxRow *row, MemoryContext context)
+outbox_query_enter(OutboxQuery *query, OutboxQueryUser *before)
+{
+	/* an error sets this back, with the (sub)transaction that it ends */
+	GetUserIdAndSecContext(&before->user, &before->sec_context);
+	SetUserIdAndSecContext(outbox_catalog_owner(outbox_catalog_relid("outbox")),
+						   before->sec_context | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION);
+	SPI_connect();
+	if (query->plan == NULL)
+		outbox_query_prepare(query);
+}
+
+static void
+outbox_query_leave(const OutboxQueryUser *before)
+{
+	SPI_finish();
+	SetUserIdAndSecContext(before->user, before->sec_context);
+}
+
+/* Row i of the last result; its values stay in it unless context is given. */
+static void
+outbox_query_get_row(OutboxRow *row, uint64 i, MemoryContext context)
 {
 	TupleDesc	tupdesc = SPI_tuptable->tupdesc;
-	MemoryContext old_context;
+	MemoryContext old_context = CurrentMemoryContext;
 
 	Assert(tupdesc->natts <= OUTBOX_QUERY_MAX_COLUMNS);
-	old_context = MemoryContextSwitchTo(context);
-	for (int i = 0; i < tupdesc->natts; i++)
+	for (int c = 0; c < tupdesc->natts; c++)
 	{
-		Form_pg_attribute attr = TupleDescAttr(tupdesc, i);
-		Datum		value = SPI_getbinval(SPI_tuptable->vals[0], tupdesc,
-										  i + 1, &row->isnull[i]);
+		Form_pg_attribute attr = TupleDescAttr(tupdesc, c);
 
-		if (!row->isnull[i])
-			row->values[i] = datumCopy(value, attr->attbyval, attr->attlen);
+		row->values[c] = SPI_getbinval(SPI_tuptable->vals[i], tupdesc, c + 1,
+									   &row->isnull[c]);
+		if (context == NULL || row->isnull[c])
+			continue;
+		MemoryContextSwitchTo(context);
+		row->values[c] = datumCopy(row->values[c], attr->attbyval,
+								   attr->attlen);
+		MemoryContextSwitchTo(old_context);
 	}
-	MemoryContextSwitchTo(old_context);
 }
 
 static bool
@@ -55,19 +89,11 @@ outbox_query_run(OutboxQuery *query, Datum *values, Snapshot snapshot,
 				 OutboxRow *row)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Oid			user;
-	int			sec_context;
+	OutboxQueryUser before;
 	int			result;
 	bool		found;
 
-	/* an error sets this back, with the (sub)transaction that it ends */
-	GetUserIdAndSecContext(&user, &sec_context);
-	SetUserIdAndSecContext(outbox_catalog_owner(outbox_catalog_relid("outbox")),
-						   sec_context | SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_RESTRICTED_OPERATION);
-	SPI_connect();
-	if (query->plan == NULL)
-		outbox_query_prepare(query);
+	outbox_query_enter(query, &before);
 	result = snapshot ?
 		SPI_execute_snapshot(query->plan, values, NULL, snapshot,
 							 InvalidSnapshot, true, false, 1) :
@@ -77,9 +103,8 @@ outbox_query_run(OutboxQuery *query, Datum *values, Snapshot snapshot,
 			 SPI_result_code_string(result));
 	found = SPI_processed > 0;
 	if (found)
-		outbox_query_copy_row(row, context);
-	SPI_finish();
-	SetUserIdAndSecContext(user, sec_context);
+		outbox_query_get_row(row, 0, context);
+	outbox_query_leave(&before);
 	return found;
 }
 
@@ -93,4 +118,45 @@ bool
 outbox_query_latest(OutboxQuery *query, Datum *values, OutboxRow *row)
 {
 	return outbox_query_run(query, values, GetLatestSnapshot(), row);
+}
+
+void
+outbox_query_each(OutboxQuery *query, Datum *values, const char *nulls,
+				  OutboxRowVisitor visit, void *arg)
+{
+	OutboxQueryUser before;
+	MemoryContext context;
+	Portal		portal;
+
+	outbox_query_enter(query, &before);
+	context = AllocSetContextCreate(CurrentMemoryContext, "amqp_outbox row",
+									ALLOCSET_DEFAULT_SIZES);
+	portal = SPI_cursor_open(NULL, query->plan, values, nulls, false);
+	for (;;)
+	{
+		SPITupleTable *tuples;
+		uint64		n;
+
+		SPI_cursor_fetch(portal, true, OUTBOX_QUERY_ROWS);
+		tuples = SPI_tuptable;
+		n = SPI_processed;
+		for (uint64 i = 0; i < n; i++)
+		{
+			MemoryContext old_context;
+			OutboxRow	row;
+
+			CHECK_FOR_INTERRUPTS();
+			SPI_tuptable = tuples;
+			outbox_query_get_row(&row, i, NULL);
+			old_context = MemoryContextSwitchTo(context);
+			visit(&row, arg);
+			MemoryContextSwitchTo(old_context);
+			MemoryContextReset(context);
+		}
+		SPI_freetuptable(tuples);
+		if (n == 0)
+			break;
+	}
+	SPI_cursor_close(portal);
+	outbox_query_leave(&before);
 }

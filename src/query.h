@@ -11,7 +11,7 @@
 #include "postgres.h"
 
 #define OUTBOX_QUERY_MAX_PARAMS		6
-#define OUTBOX_QUERY_MAX_COLUMNS	8
+#define OUTBOX_QUERY_MAX_COLUMNS	20
 
 /* Names and operators in it must be qualified. */
 typedef struct OutboxQuery
@@ -22,7 +22,6 @@ typedef struct OutboxQuery
 	void	   *plan;			/* NULL before the first run */
 } OutboxQuery;
 
-/* The first row of a result, in the context of whoever asked. */
 typedef struct OutboxRow
 {
 	Datum		values[OUTBOX_QUERY_MAX_COLUMNS];
@@ -30,13 +29,24 @@ typedef struct OutboxRow
 } OutboxRow;
 
 /*
- * Run a statement as the owner of our tables; true if it gave a row.  It sees
- * what the transaction sees, and what the transaction did.
+ * Run a statement as the owner of our tables; true if it gave a row, of which
+ * the first is in *row, in CurrentMemoryContext.  It sees what the transaction
+ * sees, and what the transaction did.
  */
 extern bool outbox_query(OutboxQuery *query, Datum *values, OutboxRow *row);
 
 /* The same for a SELECT; it sees all that is committed by now. */
 extern bool outbox_query_latest(OutboxQuery *query, Datum *values,
 								OutboxRow *row);
+
+/*
+ * Run a statement and visit each row of its result, a few at a time; a visit's
+ * memory goes after it, and it is called as the owner of our tables.  nulls is
+ * as for SPI_execute().
+ */
+typedef void (*OutboxRowVisitor) (const OutboxRow *row, void *arg);
+extern void outbox_query_each(OutboxQuery *query, Datum *values,
+							  const char *nulls, OutboxRowVisitor visit,
+							  void *arg);
 
 #endif							/* OUTBOX_QUERY_H */

@@ -116,6 +116,8 @@ outbox_worker_state_name(OutboxWorkerState state)
 			return "blocked";
 		case OUTBOX_WORKER_WAITING:
 			return "waiting";
+		case OUTBOX_WORKER_PAUSED:
+			return "paused";
 		case OUTBOX_WORKER_COPY:
 			return "copy";
 		case OUTBOX_WORKER_DRAINING:

@@ -24,6 +24,7 @@ typedef enum OutboxWorkerState
 	OUTBOX_WORKER_CONNECTED,
 	OUTBOX_WORKER_BLOCKED,		/* by the broker: connection.blocked */
 	OUTBOX_WORKER_WAITING,		/* before the next attempt to connect */
+	OUTBOX_WORKER_PAUSED,		/* by the server's option */
 	OUTBOX_WORKER_COPY,			/* the database is a copy, not adopted */
 	OUTBOX_WORKER_DRAINING,		/* waits for confirms before it stops */
 	OUTBOX_WORKER_STOPPED

@@ -400,7 +400,8 @@ outbox_worker_drive_connection(TimestampTz now)
 
 	if (worker->transport == NULL)
 	{
-		if (worker->stopping || worker->copy || now < worker->retry_at)
+		if (worker->stopping || worker->copy || worker->server->paused ||
+			now < worker->retry_at)
 			return;
 		outbox_worker_connect();
 	}
@@ -673,6 +674,8 @@ outbox_worker_serve(TimestampTz now)
 		outbox_pipeline_look_for_due(worker->pipeline, worker->due_from);
 	worker->requests &= ~OUTBOX_REQUEST_DUE;
 	worker->due_from = DT_NOEND;
+	if (worker->server->paused)
+		outbox_worker_set_state(OUTBOX_WORKER_PAUSED);
 }
 
 static void
@@ -725,7 +728,8 @@ outbox_worker_check_drained(TimestampTz now)
 	outbox_worker_disconnect();
 	worker->reconnecting = false;
 	worker->retry_at = 0;
-	outbox_worker_set_state(OUTBOX_WORKER_WAITING);
+	outbox_worker_set_state(worker->server->paused ? OUTBOX_WORKER_PAUSED :
+							OUTBOX_WORKER_WAITING);
 }
 
 /*
@@ -803,7 +807,7 @@ outbox_worker_timeout(TimestampTz now)
 
 	if (worker->transport == NULL)
 	{
-		if (!worker->copy && !worker->stopping)
+		if (!worker->copy && !worker->stopping && !worker->server->paused)
 			timeout = outbox_worker_until(Max(worker->retry_at, 1), now, timeout);
 	}
 	else
@@ -828,7 +832,8 @@ outbox_worker_timeout(TimestampTz now)
 									  timeout);
 	}
 
-	ms = outbox_pipeline_timeout(worker->pipeline, worker->ready &&
+	ms = outbox_pipeline_timeout(worker->pipeline, worker->server,
+								 worker->ready &&
 								 !worker->blocked &&
 								 !outbox_worker_draining() &&
 								 !outbox_keeper_holds(worker->keeper, now));
