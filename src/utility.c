@@ -272,12 +272,21 @@ outbox_statement_drops_extension(Node *parsetree)
 	return type == OBJECT_EXTENSION || type == OBJECT_SCHEMA;
 }
 
+/* If the statement renames a server, a copy of it; else NULL. */
+static RenameStmt *
+outbox_statement_copy_rename(Node *parsetree)
+{
+	if (!IsA(parsetree, RenameStmt) ||
+		((RenameStmt *) parsetree)->renameType != OBJECT_FOREIGN_SERVER)
+		return NULL;
+	return copyObject((RenameStmt *) parsetree);
+}
+
 /* A server that was renamed keeps its messages. */
 static void
 outbox_utility_after_rename(const RenameStmt *stmt)
 {
-	if (stmt->renameType == OBJECT_FOREIGN_SERVER &&
-		outbox_server_is_ours(stmt->newname))
+	if (outbox_server_is_ours(stmt->newname))
 		outbox_catalog_rename_server(strVal(stmt->object), stmt->newname);
 }
 
@@ -333,7 +342,7 @@ outbox_utility_process(PlannedStmt *pstmt, const char *queryString,
 					   DestReceiver *dest, QueryCompletion *qc)
 {
 	/* the statement may be gone when it has been executed */
-	bool		renames = IsA(pstmt->utilityStmt, RenameStmt);
+	RenameStmt *rename = outbox_statement_copy_rename(pstmt->utilityStmt);
 	bool		commits_prepared =
 		outbox_statement_commits_prepared(pstmt->utilityStmt);
 
@@ -348,8 +357,8 @@ outbox_utility_process(PlannedStmt *pstmt, const char *queryString,
 	outbox_utility_pass_on(pstmt, queryString, readOnlyTree, context, params,
 						   queryEnv, dest, qc);
 
-	if (renames)
-		outbox_utility_after_rename((RenameStmt *) pstmt->utilityStmt);
+	if (rename)
+		outbox_utility_after_rename(rename);
 	if (commits_prepared)
 		outbox_utility_after_commit_prepared();
 }
