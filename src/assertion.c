@@ -249,8 +249,8 @@ refuse(OutboxAnswer *answer, int reply_code, const amqp_bytes_t *words)
 
 /*
  * What was asked for is not to be had.  To delete what is not there is no
- * failure: RabbitMQ says so itself (since 3.2), but for a binding of an
- * exchange or queue that is gone.
+ * failure: RabbitMQ says so itself, but AMQP 0-9-1 has other brokers refuse
+ * (queue.delete, rule "not-found").
  */
 static bool
 answer_close(OutboxAssertion *assertion, const amqp_channel_close_t *close,

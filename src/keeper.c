@@ -11,7 +11,7 @@
  * something; the others go on.  One that makes it close the connection is not
  * even tried at the next connection, lest that goes on for ever.
  *
- * Messages wait until all is asserted, so that the first ones find their
+ * Messages wait until all of it is asserted, so that the first ones find their
  * queues.  But they do not wait for a broker that does not answer: after
  * connect_timeout without an answer they go, and the answer may come later.
  *
