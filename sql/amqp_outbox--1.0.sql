@@ -236,7 +236,10 @@ BEGIN
 				WITH (autovacuum_vacuum_insert_threshold = -1);
 			CREATE TABLE amqp_outbox.late_%1$s (PRIMARY KEY (server_key, id))
 				INHERITS (amqp_outbox.late)
-				WITH (autovacuum_vacuum_insert_threshold = -1)', leaf);
+				WITH (autovacuum_vacuum_insert_threshold = -1);
+			COMMENT ON TABLE amqp_outbox.outbox_%1$s IS ''leaf of amqp_outbox.outbox'';
+			COMMENT ON TABLE amqp_outbox.receipt_%1$s IS ''leaf of amqp_outbox.receipt'';
+			COMMENT ON TABLE amqp_outbox.late_%1$s IS ''leaf of amqp_outbox.late''', leaf);
 	END LOOP;
 END $$;
 
@@ -692,9 +695,60 @@ SELECT u.server, NULL, u.message_id, 'uncommitted',
 FROM amqp_outbox.uncommitted() u;
 COMMENT ON VIEW amqp_outbox.message IS
 'every message that is still stored, with what became of it';
+COMMENT ON COLUMN amqp_outbox.message.server IS
+'where it goes to';
+COMMENT ON COLUMN amqp_outbox.message.id IS
+'in the order of commits; null: not committed';
+COMMENT ON COLUMN amqp_outbox.message.message_id IS
+'AMQP property, the same at every attempt';
 COMMENT ON COLUMN amqp_outbox.message.status IS
 'uncommitted: of the own transaction; pending; scheduled: will be sent at due_at; retrying: came back, will be tried again at due_at; delivered: confirmed by the broker; dead: given up, a dead letter; discarded';
-
+COMMENT ON COLUMN amqp_outbox.message.exchange IS
+'empty: AMQP''s default exchange';
+COMMENT ON COLUMN amqp_outbox.message.routing_key IS
+'with the default exchange: the name of a queue';
+COMMENT ON COLUMN amqp_outbox.message.body IS
+'content, as it travels';
+COMMENT ON COLUMN amqp_outbox.message.headers IS
+'AMQP header table, types kept';
+COMMENT ON COLUMN amqp_outbox.message.content_type IS
+'AMQP property';
+COMMENT ON COLUMN amqp_outbox.message.content_encoding IS
+'AMQP property';
+COMMENT ON COLUMN amqp_outbox.message.persistent IS
+'AMQP delivery mode 2, else 1; null: as the server''s option says';
+COMMENT ON COLUMN amqp_outbox.message.priority IS
+'AMQP property, 0 to 255';
+COMMENT ON COLUMN amqp_outbox.message.correlation_id IS
+'AMQP property';
+COMMENT ON COLUMN amqp_outbox.message.reply_to IS
+'AMQP property';
+COMMENT ON COLUMN amqp_outbox.message.expiration IS
+'time to live at the broker';
+COMMENT ON COLUMN amqp_outbox.message.message_timestamp IS
+'AMQP property timestamp, whole seconds travel';
+COMMENT ON COLUMN amqp_outbox.message.type IS
+'AMQP property';
+COMMENT ON COLUMN amqp_outbox.message.user_id IS
+'AMQP property';
+COMMENT ON COLUMN amqp_outbox.message.app_id IS
+'AMQP property';
+COMMENT ON COLUMN amqp_outbox.message.mandatory IS
+'an unroutable message comes back; null: as the server''s option says';
+COMMENT ON COLUMN amqp_outbox.message.ordering_key IS
+'does not travel; messages of the same key do not overtake each other';
+COMMENT ON COLUMN amqp_outbox.message.expires_at IS
+'then it is a dead letter, if it was not sent: deliver_at, or the time of publishing, and ttl';
+COMMENT ON COLUMN amqp_outbox.message.enqueued_at IS
+'when it was published';
+COMMENT ON COLUMN amqp_outbox.message.due_at IS
+'when it is sent (deliver_at), or tried again';
+COMMENT ON COLUMN amqp_outbox.message.delivered_at IS
+'when the broker''s confirm was noted';
+COMMENT ON COLUMN amqp_outbox.message.attempts IS
+'how often the broker has answered to it so far';
+COMMENT ON COLUMN amqp_outbox.message.last_error IS
+'the broker''s words';
 COMMENT ON COLUMN amqp_outbox.message.body_text IS
 'only to INSERT a body of text; null when read';
 COMMENT ON COLUMN amqp_outbox.message.body_json IS
@@ -751,8 +805,18 @@ FROM pg_catalog.pg_foreign_server s
 WHERE f.fdwname = 'amqp_outbox';
 COMMENT ON VIEW amqp_outbox.server_status IS
 'one row per server: how its worker is, what waits, what was settled so far';
+COMMENT ON COLUMN amqp_outbox.server_status.server IS
+'name of the foreign server';
+COMMENT ON COLUMN amqp_outbox.server_status.state IS
+'of its worker: not started, starting, connecting, connected, blocked: the broker asked for a pause, waiting: for the next attempt, copy: see amqp_outbox.adopt(), draining, stopped';
+COMMENT ON COLUMN amqp_outbox.server_status.since IS
+'when that state began';
+COMMENT ON COLUMN amqp_outbox.server_status.host IS
+'of the broker that it is, or was last, connected to';
 COMMENT ON COLUMN amqp_outbox.server_status.backlog IS
 'committed messages that the broker has not confirmed';
+COMMENT ON COLUMN amqp_outbox.server_status.oldest_pending_age IS
+'since the oldest of them was published';
 COMMENT ON COLUMN amqp_outbox.server_status.in_flight IS
 'messages sent and not yet confirmed';
 COMMENT ON COLUMN amqp_outbox.server_status.delivered IS
@@ -761,7 +825,10 @@ COMMENT ON COLUMN amqp_outbox.server_status.returned IS
 'attempts that the broker gave back as unroutable so far';
 COMMENT ON COLUMN amqp_outbox.server_status.rejected IS
 'attempts that the broker refused so far';
-
+COMMENT ON COLUMN amqp_outbox.server_status.last_error IS
+'why the last connection ended or failed';
+COMMENT ON COLUMN amqp_outbox.server_status.last_error_at IS
+'when that was';
 COMMENT ON COLUMN amqp_outbox.server_status.accepted IS
 'returned messages that count as delivered by the server''s option unroutable so far';
 COMMENT ON COLUMN amqp_outbox.server_status.dead_letters IS
@@ -916,16 +983,36 @@ WHERE pg_has_role('pg_monitor', 'USAGE')
 		WHERE f.srvname = k.server AND pg_has_role(f.srvowner, 'USAGE'));
 COMMENT ON VIEW amqp_outbox.topology IS
 'what the brokers shall have, and what they said to it; of one''s own servers';
+COMMENT ON COLUMN amqp_outbox.topology.server IS
+'name of the foreign server';
+COMMENT ON COLUMN amqp_outbox.topology.kind IS
+'exchange, queue, or binding of one of them to an exchange';
 COMMENT ON COLUMN amqp_outbox.topology.name IS
 'of the exchange or queue; of a binding: where messages go to';
 COMMENT ON COLUMN amqp_outbox.topology.source IS
 'of a binding: the exchange that messages come from';
+COMMENT ON COLUMN amqp_outbox.topology.routing_key IS
+'of a binding';
+COMMENT ON COLUMN amqp_outbox.topology.type IS
+'of an exchange or queue; null: what is the broker''s default';
+COMMENT ON COLUMN amqp_outbox.topology.durable IS
+'it survives a restart of the broker';
+COMMENT ON COLUMN amqp_outbox.topology.auto_delete IS
+'the broker deletes it when nobody uses it any more';
+COMMENT ON COLUMN amqp_outbox.topology.internal IS
+'an exchange to which only other exchanges route';
+COMMENT ON COLUMN amqp_outbox.topology.arguments IS
+'JSON object, types kept';
 COMMENT ON COLUMN amqp_outbox.topology.state IS
 'pending; asserted: the broker had it like that, or made it, at the last connection; conflict: the broker refused, with reply_code and last_error; deleting; not deleted: the broker refused that';
 COMMENT ON COLUMN amqp_outbox.topology.since IS
 'when the broker first said so; it is asked again at every connection';
 COMMENT ON COLUMN amqp_outbox.topology.reply_code IS
 'the broker''s (AMQP 0-9-1, section 1.2); null: none';
+COMMENT ON COLUMN amqp_outbox.topology.last_error IS
+'the broker''s words';
+COMMENT ON COLUMN amqp_outbox.topology.what_to_do IS
+'about a conflict, or what could not be deleted';
 
 --
 -- Operators' functions
