@@ -6,6 +6,7 @@ CREATE EXTENSION amqp_outbox;
 
 -- no server, one server
 SELECT amqp_publish('', 'q', 'x'::text);
+SELECT amqp_publish('', 'q', 'x'::text, server => 'mes');
 CREATE SERVER mes FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://127.0.0.1:1');
 
 -- the four kinds of body and their defaults

@@ -16,6 +16,10 @@ SELECT count(*) FROM amqp_outbox.message;
 SELECT count(*) FROM amqp_outbox.outbox;
 SELECT * FROM amqp_outbox.server_status;
 SELECT amqp_outbox.adopt();
+RESET ROLE;
+GRANT EXECUTE ON FUNCTION amqp_outbox.adopt() TO regress_outbox_publisher;
+SET ROLE regress_outbox_publisher;
+SELECT amqp_outbox.adopt();
 SET ROLE regress_outbox_stranger;
 SELECT amqp_publish('', 'q', 'x');
 SELECT amqp_publish('', 'q', 'x', server => 'mes');
@@ -42,6 +46,14 @@ SHOW amqp_outbox.max_message_size;
 SET ROLE regress_outbox_publisher;
 SET amqp_outbox.max_message_size = '1GB';
 RESET ROLE;
+
+-- what logical replication would write is not this database's
+SELECT amqp_outbox.ignore_replicated();
+SET session_replication_role = replica;
+TRUNCATE amqp_outbox.outbox;
+DELETE FROM amqp_outbox.server_key;
+RESET session_replication_role;
+SELECT server FROM amqp_outbox.server_key;
 
 DROP EXTENSION amqp_outbox CASCADE;
 DROP ROLE regress_outbox_publisher, regress_outbox_stranger, regress_outbox_monitor;

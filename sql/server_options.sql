@@ -121,5 +121,27 @@ BEGIN
 	END LOOP;
 END $$;
 
+-- what is too long is not all repeated here
+DO $$
+DECLARE
+	statement text;
+	detail text;
+	hint text;
+BEGIN
+	FOREACH statement IN ARRAY ARRAY[
+		format('CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (vhost %L)', repeat('x', 256)),
+		format('CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (host %L)', repeat('x', 254)),
+		format('CREATE USER MAPPING FOR PUBLIC SERVER by_both OPTIONS (password %L)', repeat('x', 8001))]
+	LOOP
+		BEGIN
+			EXECUTE statement;
+		EXCEPTION WHEN OTHERS THEN
+			GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+			RAISE NOTICE '%: %', SQLSTATE, regexp_replace(SQLERRM, 'x{9,}', 'x…')
+				USING DETAIL = detail, HINT = hint;
+		END;
+	END LOOP;
+END $$;
+
 DROP EXTENSION amqp_outbox CASCADE;
 DROP ROLE regress_outbox_owner;

@@ -186,6 +186,12 @@ RESET temp_file_limit;
 RESET work_mem;
 SELECT count(*) FROM amqp_outbox.outbox WHERE message_id ~ '^(spoilt|after$)';
 
+-- the first messages to a server that has no worker yet cannot be prepared
+BEGIN;
+CREATE SERVER young FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://127.0.0.1:1');
+SELECT amqp_publish('', 'q', 'x'::text, message_id => 'young', server => 'young');
+PREPARE TRANSACTION 'young';
+
 DROP TABLE work_order;
 DROP PROCEDURE batches;
 DROP VIEW outbox;

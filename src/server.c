@@ -178,7 +178,10 @@ outbox_server_by_name(const char *name)
 				 errmsg("server \"%s\" does not exist", name),
 				 servers != NIL
 				 ? errdetail("Servers are: %s.", outbox_server_names(servers))
-				 : errdetail("There is no server of amqp_outbox.")));
+				 : errdetail("There is no server of amqp_outbox."),
+				 servers != NIL
+				 ? 0
+				 : errhint("CREATE SERVER ... FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://...') makes one.")));
 	}
 	if (!ours)
 		ereport(ERROR,

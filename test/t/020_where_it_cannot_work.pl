@@ -20,7 +20,9 @@ END
 my ($result, $output, $errors) = $plain->psql('postgres', $publish);
 like($errors, qr/amqp_outbox must be loaded when the server starts/,
 	'not preloaded: refused');
-like($errors, qr/HINT:.*shared_preload_libraries = 'amqp_outbox'/,
+like(
+	$errors,
+	qr/HINT:  \QSet shared_preload_libraries = 'amqp_outbox' in postgresql.conf and restart the server.\E/,
 	'not preloaded: with the setting to make');
 $plain->stop;
 
@@ -34,6 +36,12 @@ $primary->wait_for_catchup('standby');
 ($result, $output, $errors) = $standby->psql('postgres', $publish);
 like($errors, qr/cannot execute amqp_publish\(\) in a read-only transaction/,
 	'standby: refused');
+($result, $output, $errors) = $standby->psql('postgres', "SELECT amqp_wait_for_confirm('x')");
+like(
+	$errors,
+	qr/\QERROR:  amqp_wait_for_confirm() cannot be used during recovery\E
+		\s+\QHINT:  Wait on the primary, which publishes.\E/x,
+	'standby: no waiting');
 $standby->stop;
 finish_node($primary);
 done_testing();

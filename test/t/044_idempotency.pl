@@ -57,5 +57,25 @@ wait_for($node, 'postgres',
 	'keys that are too old are removed');
 is(publish('third', 'k'), 'third', 'and their messages can be published again');
 
+# without a worker the key of the server is made where it is needed; a DROP
+# SERVER that comes first is waited for
+$node->safe_psql('postgres', 'ALTER SYSTEM SET amqp_outbox.enabled = off; SELECT pg_reload_conf()');
+wait_for($node, 'postgres', 'SELECT count(*) = 0 FROM amqp_outbox.worker()', 'no worker');
+$node->safe_psql('postgres', 'CREATE SERVER gone FOREIGN DATA WRAPPER amqp_outbox');
+my $ddl = $node->background_psql('postgres');
+$ddl->query_safe('BEGIN; DROP SERVER gone');
+my $session = $node->background_psql('postgres', on_error_stop => 0);
+$session->query_until(qr/begun/,
+	"\\echo begun\nSELECT amqp_publish('', 'q', 'x'::text, server => 'gone', idempotency_key => 'k');\n");
+wait_for($node, 'postgres',
+	"SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted
+		AND classid = 'pg_foreign_server'::regclass)",
+	'a session that waits for the DROP');
+$ddl->query_safe('COMMIT');
+$session->quit;
+like($session->{stderr}, qr/ERROR:  the server was dropped by another session/,
+	'a server that is being dropped');
+$ddl->quit;
+
 finish_node($node);
 done_testing();
