@@ -60,7 +60,9 @@ is(publish('third', 'k'), 'third', 'and their messages can be published again');
 # without a worker the key of the server is made where it is needed; a DROP
 # SERVER that comes first is waited for
 $node->safe_psql('postgres', 'ALTER SYSTEM SET amqp_outbox.enabled = off; SELECT pg_reload_conf()');
-wait_for($node, 'postgres', 'SELECT count(*) = 0 FROM amqp_outbox.worker()', 'no worker');
+wait_for($node, 'postgres',
+	"SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'amqp_outbox worker'",
+	'no worker');
 $node->safe_psql('postgres', 'CREATE SERVER gone FOREIGN DATA WRAPPER amqp_outbox');
 my $ddl = $node->background_psql('postgres');
 $ddl->query_safe('BEGIN; DROP SERVER gone');
