@@ -12,9 +12,11 @@ PGFILEDESC = "amqp_outbox - transactional outbox for AMQP"
 ROOMS = message trace rate settings horizon registry shared catalog leaf option server \
 	recent flush buffer store ordering ledger settlement destination stream properties \
 	topology wire login returned assertion transport_amqp091 pipeline keeper \
-	rotation prune worker launcher utility \
+	rotation prune worker launcher \
+	chart examination doctor utility \
 	query claim enqueue template row_json row_option row_plan row_text \
-	row_body row_event row_message row declare publish insert confirm manage monitor amqp_outbox
+	row_body row_event row_message row declare publish insert confirm manage checkup \
+	monitor amqp_outbox
 OBJS = $(patsubst %,src/%.o,$(ROOMS))
 
 REGRESS = $(patsubst sql/%.sql,%,$(filter-out sql/amqp_outbox--%, \

@@ -1114,6 +1114,37 @@ COMMENT ON FUNCTION amqp_outbox.adopt() IS
 'declare that this database, a copy, now owns its messages: its workers begin to publish';
 
 --
+-- doctor() examines the way to a server's broker, from the configuration to the
+-- right to write, in a process of its own that ends with the call.  Options are
+-- those that the calling transaction sees, committed or not.  Arguments:
+--
+--	server				its owner's to examine
+--	probe_exchange		an exchange that a message is sent to, with routing key
+--						"amqp_outbox.doctor", mandatory, not persistent, for a
+--						minute; null: no message gets into any queue
+--
+-- A row for each check; of what cannot be reached because of an error before it
+-- there is none.  The checks stand in docs/operations.md.
+--
+-- Errors: 42704 for an unknown server, 42809 for one of another wrapper, 42501
+-- for who does not own the server, 22004 without a server, 22001 and 22023 for
+-- what cannot be the name of an exchange.
+--
+CREATE TYPE amqp_outbox.check_result AS ENUM ('ok', 'warning', 'error');
+COMMENT ON TYPE amqp_outbox.check_result IS
+'how a check of amqp_outbox.doctor() went, in the order of gravity';
+
+CREATE FUNCTION amqp_outbox.doctor(server name,
+	probe_exchange text DEFAULT NULL)
+RETURNS TABLE (check_name text, host text, result amqp_outbox.check_result,
+	finding text, what_to_do text)
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'outbox_sql_doctor';
+COMMENT ON FUNCTION amqp_outbox.doctor(name, text) IS
+'examine the way to a server''s broker: what is well, what is not, and what to do';
+
+--
 -- Privileges, as one matrix.  The right to publish is USAGE on the server.
 --
 --                          PUBLIC      pg_monitor  owner
@@ -1133,9 +1164,11 @@ COMMENT ON FUNCTION amqp_outbox.adopt() IS
 -- topology                 SELECT      SELECT      all
 -- declare_...(), bind_...(), undeclare_...(), unbind_...()
 --                          EXECUTE     EXECUTE     EXECUTE
+-- doctor()                 EXECUTE     EXECUTE     EXECUTE
 --
 -- Of topology everybody sees what is of servers that he owns, pg_monitor sees
--- all; the functions let a server's owner change it.
+-- all; the functions let a server's owner change it, and doctor() lets him
+-- examine it.
 --
 REVOKE ALL ON FUNCTION amqp_outbox.validator(text[], oid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.ignore_replicated() FROM PUBLIC;

@@ -60,6 +60,9 @@ exchange_method(const OutboxItem *item, ItemMethod *method)
 		return AMQP_EXCHANGE_DELETE_METHOD;
 	}
 	method->exchange_declare.exchange = amqp_cstring_bytes(item->name);
+	method->exchange_declare.passive = item->passive;
+	if (item->passive)
+		return AMQP_EXCHANGE_DECLARE_METHOD;
 	method->exchange_declare.type = amqp_cstring_bytes(item->type);
 	method->exchange_declare.durable = item->durable;
 	method->exchange_declare.auto_delete = item->auto_delete;
@@ -87,6 +90,9 @@ queue_method(const OutboxItem *item, ItemMethod *method,
 		return AMQP_QUEUE_DELETE_METHOD;
 	}
 	method->queue_declare.queue = amqp_cstring_bytes(item->name);
+	method->queue_declare.passive = item->passive;
+	if (item->passive)
+		return AMQP_QUEUE_DECLARE_METHOD;
 	method->queue_declare.durable = item->durable;
 	method->queue_declare.auto_delete = item->auto_delete;
 	arguments->entries = entries;
@@ -168,8 +174,9 @@ outbox_assertion_begin(OutboxAssertion *assertion, OutboxWire *wire,
 					   const OutboxItem *item, OutboxFailure *failure)
 {
 	amqp_channel_open_t open = {0};
+	int			num_entries = item->table ? item->table->num_entries : 0;
 	amqp_table_entry_t *entries =
-		palloc((item->table->num_entries + 1) * sizeof(amqp_table_entry_t));
+		palloc((num_entries + 1) * sizeof(amqp_table_entry_t));
 	ItemMethod	method;
 	bool		queued = true;
 

@@ -37,6 +37,7 @@ struct OutboxLogin
 	uint32		frame_max;		/* bytes, what we want */
 	uint16		channel_max;	/* as agreed */
 	int			heartbeat;		/* seconds, 0 for none; ours, then agreed */
+	OutboxGreeting greeting;
 };
 
 
@@ -200,20 +201,47 @@ queue_start_ok(OutboxLogin *login, OutboxWire *wire, OutboxFailure *failure)
 	return queued;
 }
 
+/* A property of the broker, if it is text. */
+static void
+copy_property(const amqp_table_t *properties, const char *key, char *dst,
+			  Size size)
+{
+	for (int i = 0; i < properties->num_entries; i++)
+	{
+		const amqp_table_entry_t *entry = &properties->entries[i];
+
+		if (entry->key.len == strlen(key) &&
+			memcmp(entry->key.bytes, key, entry->key.len) == 0 &&
+			entry->value.kind == AMQP_FIELD_KIND_UTF8)
+			outbox_utf8_copy(dst, size, entry->value.value.bytes.bytes,
+							 entry->value.value.bytes.len, true);
+	}
+}
+
+static void
+note_greeting(OutboxGreeting *greeting, const amqp_connection_start_t *start)
+{
+	copy_property(&start->server_properties, "product", greeting->product,
+				  sizeof(greeting->product));
+	copy_property(&start->server_properties, "version", greeting->version,
+				  sizeof(greeting->version));
+	outbox_utf8_copy(greeting->mechanisms, sizeof(greeting->mechanisms),
+					 start->mechanisms.bytes, start->mechanisms.len, true);
+}
+
 static bool
 answer_start(OutboxLogin *login, OutboxWire *wire,
 			 const amqp_connection_start_t *start, OutboxFailure *failure)
 {
 	Assert(login->state == OUTBOX_LOGIN_AWAIT_START);
 
+	note_greeting(&login->greeting, start);
 	if (!offers_plain(start->mechanisms))
 	{
-		char		offered[OUTBOX_SHORTSTR_MAX + 1];
 		char		detail[OUTBOX_FAILURE_DETAIL_LEN];
 
-		outbox_utf8_copy(offered, sizeof(offered), start->mechanisms.bytes,
-						 start->mechanisms.len, true);
-		snprintf(detail, sizeof(detail), "It offers: %s.", offered);
+		snprintf(detail, sizeof(detail), "It offers: %s.",
+				 login->greeting.mechanisms);
 		outbox_failure_set(failure,
 						   ERRCODE_SQLSERVER_REJECTED_ESTABLISHMENT_OF_SQLCONNECTION,
 						   detail,
@@ -344,6 +372,18 @@ int
 outbox_login_channel_max(const OutboxLogin *login)
 {
 	return login->channel_max;
+}
+
+uint32
+outbox_login_frame_max(const OutboxLogin *login)
+{
+	return login->frame_max;
+}
+
+const OutboxGreeting *
+outbox_login_greeting(const OutboxLogin *login)
+{
+	return &login->greeting;
 }
 
 int

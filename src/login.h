@@ -48,6 +48,22 @@ extern bool outbox_login_answer(OutboxLogin *login, OutboxWire *wire,
 /* Channels as agreed with the broker: 0 before, then at least 1. */
 extern int	outbox_login_channel_max(const OutboxLogin *login);
 
+/* Bytes of a frame as agreed with the broker; before, what we want. */
+extern uint32 outbox_login_frame_max(const OutboxLogin *login);
+
+/*
+ * What the broker says of itself in its greeting; printable, empty before that
+ * or if it does not say.
+ */
+typedef struct OutboxGreeting
+{
+	char		product[64];
+	char		version[64];
+	char		mechanisms[OUTBOX_SHORTSTR_MAX + 1];	/* of authentication */
+} OutboxGreeting;
+
+extern const OutboxGreeting *outbox_login_greeting(const OutboxLogin *login);
+
 /* Seconds as agreed with the broker, 0 for none or not agreed yet. */
 extern int	outbox_login_heartbeat(const OutboxLogin *login);
 

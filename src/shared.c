@@ -55,6 +55,12 @@ outbox_shared_install_hooks(void)
 	shmem_startup_hook = outbox_shared_startup;
 }
 
+bool
+outbox_shared_is_available(void)
+{
+	return available;
+}
+
 void
 outbox_shared_require(void)
 {

@@ -11,6 +11,9 @@
 /* In the postmaster, from _PG_init. */
 extern void outbox_shared_install_hooks(void);
 
+/* Whether the library was loaded by shared_preload_libraries. */
+extern bool outbox_shared_is_available(void);
+
 /*
  * Raise error 55000, which says how to preload the library, unless it was
  * loaded by shared_preload_libraries.

@@ -72,6 +72,7 @@ struct OutboxStream
 	MemoryContextCallback release;
 
 	OutboxStreamState state;
+	OutboxStreamState failed_in;	/* with FAILED: the state before */
 	OutboxFailure failure;		/* valid once something failed */
 	uint64		generation;
 
@@ -102,6 +103,8 @@ struct OutboxStream
 	SSL		   *ssl;
 	bool		read_wants_write;	/* what OpenSSL waits for, if that is */
 	bool		write_wants_read;	/* the opposite of what was asked */
+	char		subject[256];	/* of a certificate that was not accepted */
+	int			days_left;		/* of it */
 
 	bool		write_failed;	/* reading goes on until it fails as well */
 };
@@ -190,6 +193,7 @@ static void
 fail_stream(OutboxStream *stream)
 {
 	Assert(stream->state != OUTBOX_STREAM_FAILED);
+	stream->failed_in = stream->state;
 	stream->state = OUTBOX_STREAM_FAILED;
 }
 
@@ -557,6 +561,38 @@ fail_tls(OutboxStream *stream, const char *detail)
 	fail_stream(stream);
 }
 
+/* Whose certificate it is, and how long it is still good. */
+static void
+describe_certificate(X509 *cert, char *subject, Size size, int *days_left)
+{
+	int			seconds;
+
+	(void) X509_NAME_oneline(X509_get_subject_name(cert), subject, (int) size);
+	if (ASN1_TIME_diff(days_left, &seconds, NULL,
+					   X509_get0_notAfter(cert)) != 1)
+		*days_left = 0;
+	else if (*days_left == 0 && seconds < 0)
+		*days_left = -1;
+}
+
+/*
+ * Called by OpenSSL for each certificate of the chain.  It decides nothing; it
+ * notes which one is not accepted, for the peer's is not kept then.
+ */
+static int
+note_verification(int ok, X509_STORE_CTX *store)
+{
+	SSL		   *ssl = X509_STORE_CTX_get_ex_data(store,
+												 SSL_get_ex_data_X509_STORE_CTX_idx());
+	OutboxStream *stream = SSL_get_app_data(ssl);
+	X509	   *cert = X509_STORE_CTX_get_current_cert(store);
+
+	if (!ok && cert != NULL)
+		describe_certificate(cert, stream->subject, sizeof(stream->subject),
+							 &stream->days_left);
+	return ok;
+}
+
 /*
  * The SSL_CTX is made before anything else: a CA file that cannot be read is
  * a mistake of ours, to be told whether or not the broker answers.
@@ -577,7 +613,7 @@ create_tls_context(OutboxStream *stream, const char *cacertfile)
 	stream->ssl_ctx = ctx;
 	SSL_CTX_set_default_passwd_cb(ctx, no_passphrase);
 	SSL_CTX_set_min_proto_version(ctx, TLS1_2_VERSION);
-	SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER, NULL);
+	SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER, note_verification);
 
 	/* output waits in a buffer that grows, and so moves, between two tries */
 	SSL_CTX_set_mode(ctx, SSL_MODE_ENABLE_PARTIAL_WRITE |
@@ -637,6 +673,7 @@ start_handshake(OutboxStream *stream)
 	ERR_clear_error();
 	stream->ssl = SSL_new(stream->ssl_ctx);
 	if (stream->ssl == NULL ||
+		SSL_set_app_data(stream->ssl, stream) != 1 ||
 		SSL_set_fd(stream->ssl, stream->fd) != 1 ||
 		!(stream->numeric ? expect_address(stream) : expect_name(stream)))
 		fail_tls(stream, take_tls_error());
@@ -1015,6 +1052,103 @@ const OutboxFailure *
 outbox_stream_failure(const OutboxStream *stream)
 {
 	return &stream->failure;
+}
+
+/* --------
+ * What is known of a stream
+ * --------
+ */
+
+static bool
+is_loopback(const struct sockaddr_storage *addr)
+{
+	if (addr->ss_family == AF_INET)
+		return ntohl(((const struct sockaddr_in *) addr)->sin_addr.s_addr) >>
+			24 == IN_LOOPBACKNET;
+	return IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *) addr)->sin6_addr);
+}
+
+static void
+report_address(const OutboxStream *stream, OutboxStreamReport *report)
+{
+	int			address_no = Min(stream->address_no, stream->naddresses - 1);
+	const OutboxAddress *address = &stream->addresses[address_no];
+
+	/* with NI_NUMERICHOST this only prints; it cannot block */
+	if (getnameinfo((const struct sockaddr *) &address->addr, address->len,
+					report->address, sizeof(report->address), NULL, 0,
+					NI_NUMERICHOST) != 0)
+		report->address[0] = '\0';
+	report->loopback = is_loopback(&address->addr);
+}
+
+static OutboxTrust
+trust_of(long verified)
+{
+	switch (verified)
+	{
+		case X509_V_OK:
+			return OUTBOX_TRUST_OK;
+		case X509_V_ERR_CERT_HAS_EXPIRED:
+			return OUTBOX_TRUST_EXPIRED;
+		case X509_V_ERR_CERT_NOT_YET_VALID:
+			return OUTBOX_TRUST_NOT_YET;
+		case X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT:
+		case X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN:
+		case X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT:
+		case X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY:
+		case X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE:
+			return OUTBOX_TRUST_NO_CA;
+		case X509_V_ERR_HOSTNAME_MISMATCH:
+		case X509_V_ERR_IP_ADDRESS_MISMATCH:
+			return OUTBOX_TRUST_NAME;
+		default:
+			return OUTBOX_TRUST_OTHER;
+	}
+}
+
+/* Of the chain that was accepted, the certificate that ends first. */
+static void
+report_chain(const OutboxStream *stream, OutboxStreamReport *report)
+{
+	STACK_OF(X509) *chain = SSL_get0_verified_chain(stream->ssl);
+	char		subject[sizeof(report->subject)];
+	int			days_left;
+
+	for (int i = 0; chain != NULL && i < sk_X509_num(chain); i++)
+	{
+		describe_certificate(sk_X509_value(chain, i), subject,
+							 sizeof(subject), &days_left);
+		if (i > 0 && days_left >= report->days_left)
+			continue;
+		strlcpy(report->subject, subject, sizeof(report->subject));
+		report->days_left = days_left;
+	}
+}
+
+void
+outbox_stream_report(const OutboxStream *stream, OutboxStreamReport *report)
+{
+	memset(report, 0, sizeof(*report));
+	report->reached = stream->state == OUTBOX_STREAM_FAILED ?
+		stream->failed_in : stream->state;
+	report->naddresses = stream->naddresses;
+	if (stream->naddresses > 0)
+		report_address(stream, report);
+	if (stream->ssl == NULL)
+		return;
+	report->trust = trust_of(SSL_get_verify_result(stream->ssl));
+	if (report->trust != OUTBOX_TRUST_OK)
+	{
+		strlcpy(report->subject, stream->subject, sizeof(report->subject));
+		report->days_left = stream->days_left;
+	}
+	else if (report->reached == OUTBOX_STREAM_OPEN)
+	{
+		strlcpy(report->tls_version, SSL_get_version(stream->ssl),
+				sizeof(report->tls_version));
+		report_chain(stream, report);
+	}
 }
 
 void

@@ -28,6 +28,31 @@ typedef enum OutboxStreamState
 	OUTBOX_STREAM_FAILED		/* also closed by the peer */
 } OutboxStreamState;
 
+/* Why a certificate was not accepted, as far as there is a remedy of its own. */
+typedef enum OutboxTrust
+{
+	OUTBOX_TRUST_OK,			/* or nothing was verified */
+	OUTBOX_TRUST_EXPIRED,
+	OUTBOX_TRUST_NOT_YET,		/* it is not valid yet */
+	OUTBOX_TRUST_NO_CA,			/* nobody that we trust has signed it */
+	OUTBOX_TRUST_NAME,			/* it is for another host */
+	OUTBOX_TRUST_OTHER
+} OutboxTrust;
+
+/* What is known of a stream, for whoever examines a broker. */
+typedef struct OutboxStreamReport
+{
+	OutboxStreamState reached;	/* where it is, or was when it failed */
+	int			naddresses;		/* of the host */
+	char		address[64];	/* the one tried last; empty: none */
+	bool		loopback;		/* which is of this machine */
+	OutboxTrust trust;
+	char		tls_version[16];	/* empty: no TLS, or not agreed on */
+	char		subject[256];	/* of the certificate that ends first, or that
+								 * was not accepted; empty: not known */
+	int			days_left;		/* of it, negative when it is over */
+} OutboxStreamReport;
+
 /* A socket to wait for: events are WL_SOCKET_READABLE, WL_SOCKET_WRITEABLE. */
 typedef struct OutboxSocket
 {
@@ -71,6 +96,9 @@ extern uint64 outbox_stream_generation(const OutboxStream *stream);
 extern long outbox_stream_timeout(OutboxStream *stream);
 
 extern const OutboxFailure *outbox_stream_failure(const OutboxStream *stream);
+
+extern void outbox_stream_report(const OutboxStream *stream,
+								 OutboxStreamReport *report);
 
 /* Close and free; never blocks.  NULL is allowed. */
 extern void outbox_stream_close(OutboxStream *stream);

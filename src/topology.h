@@ -46,7 +46,9 @@ typedef struct OutboxItem
 	Jsonb	   *arguments;		/* NULL: none; not set by the worker */
 
 	/* set by the worker: */
-	struct amqp_table_t_ *table;	/* the arguments, as they travel */
+	bool		passive;		/* only ask whether the broker has it, by name */
+	struct amqp_table_t_ *table;	/* the arguments, as they travel; NULL if
+									 * passive */
 	bool		has_state;		/* the broker said something to it before */
 	bool		was_asserted;	/* and that was yes */
 } OutboxItem;

@@ -58,6 +58,32 @@ typedef struct OutboxEvent
 	OutboxAnswer answer;
 } OutboxEvent;
 
+/* How far a connection has come. */
+typedef enum OutboxPhase
+{
+	OUTBOX_PHASE_RESOLVING,		/* the host's name */
+	OUTBOX_PHASE_CONNECTING,	/* TCP */
+	OUTBOX_PHASE_HANDSHAKING,	/* TLS */
+	OUTBOX_PHASE_GREETING,		/* the broker is to say what it is */
+	OUTBOX_PHASE_LOGIN,			/* and whether it accepts the user */
+	OUTBOX_PHASE_OPENING,		/* the virtual host */
+	OUTBOX_PHASE_CHANNEL,		/* a channel that confirms */
+	OUTBOX_PHASE_READY			/* it was READY at least once */
+} OutboxPhase;
+
+/* What is known of a connection, for whoever examines a broker. */
+typedef struct OutboxTransportReport
+{
+	OutboxPhase phase;			/* where it is, or was when it was lost */
+	OutboxStreamReport stream;
+	char		product[64];	/* the broker's; empty: not known */
+	char		version[64];
+	char		mechanisms[256];	/* of authentication, that it offers */
+	int			heartbeat;		/* seconds as agreed, 0: none */
+	uint32		frame_max;		/* bytes, as agreed */
+	int			channel_max;	/* as agreed */
+} OutboxTransportReport;
+
 /*
  * Begin to connect to hosts[host_no].  The options are copied as needed.  May
  * raise an error for lack of memory only.
@@ -102,6 +128,10 @@ extern uint64 outbox_transport_generation(const OutboxTransport *transport);
 
 /* Milliseconds until next_event() must be called; -1 for never. */
 extern long outbox_transport_timeout(OutboxTransport *transport);
+
+/* Also of one that is lost. */
+extern void outbox_transport_report(const OutboxTransport *transport,
+									OutboxTransportReport *report);
 
 /*
  * Free everything.  An open connection is told good-bye if the socket takes

@@ -798,6 +798,52 @@ outbox_transport_generation(const OutboxTransport *t)
 	return outbox_wire_generation(t->wire);
 }
 
+static OutboxPhase
+phase_of(const OutboxTransport *t, const OutboxStreamReport *stream)
+{
+	switch (stream->reached)
+	{
+		case OUTBOX_STREAM_RESOLVING:
+			return OUTBOX_PHASE_RESOLVING;
+		case OUTBOX_STREAM_CONNECTING:
+			return OUTBOX_PHASE_CONNECTING;
+		case OUTBOX_STREAM_HANDSHAKING:
+			return OUTBOX_PHASE_HANDSHAKING;
+		default:
+			break;
+	}
+	switch (outbox_login_state(t->login))
+	{
+		case OUTBOX_LOGIN_AWAIT_START:
+			return OUTBOX_PHASE_GREETING;
+		case OUTBOX_LOGIN_AWAIT_TUNE:
+			return OUTBOX_PHASE_LOGIN;
+		case OUTBOX_LOGIN_AWAIT_OPEN:
+			return OUTBOX_PHASE_OPENING;
+		case OUTBOX_LOGIN_DONE:
+			break;
+	}
+	return t->next_tag == 0 ? OUTBOX_PHASE_CHANNEL : OUTBOX_PHASE_READY;
+}
+
+void
+outbox_transport_report(const OutboxTransport *t,
+						OutboxTransportReport *report)
+{
+	const OutboxGreeting *greeting = outbox_login_greeting(t->login);
+
+	memset(report, 0, sizeof(*report));
+	outbox_wire_report(t->wire, &report->stream);
+	report->phase = phase_of(t, &report->stream);
+	strlcpy(report->product, greeting->product, sizeof(report->product));
+	strlcpy(report->version, greeting->version, sizeof(report->version));
+	strlcpy(report->mechanisms, greeting->mechanisms,
+			sizeof(report->mechanisms));
+	report->heartbeat = outbox_login_heartbeat(t->login);
+	report->frame_max = outbox_login_frame_max(t->login);
+	report->channel_max = outbox_login_channel_max(t->login);
+}
+
 static void
 say_goodbye(OutboxTransport *t)
 {

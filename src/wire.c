@@ -160,6 +160,12 @@ outbox_wire_failure(const OutboxWire *wire)
 }
 
 void
+outbox_wire_report(const OutboxWire *wire, OutboxStreamReport *report)
+{
+	outbox_stream_report(wire->stream, report);
+}
+
+void
 outbox_wire_set_frame_max(OutboxWire *wire, uint32 frame_max)
 {
 	Assert(frame_max >= OUTBOX_FRAME_MIN_SIZE);

@@ -64,11 +64,13 @@ extern OutboxWire *outbox_wire_open(const char *host, int port, bool tls,
  */
 extern OutboxStreamState outbox_wire_advance(OutboxWire *wire);
 
-/* As outbox_stream_sockets(), _generation(), _timeout() and _failure(). */
+/* As outbox_stream_sockets(), _generation(), _timeout(), _failure(), _report(). */
 extern int	outbox_wire_sockets(OutboxWire *wire, OutboxSocket *sockets);
 extern uint64 outbox_wire_generation(const OutboxWire *wire);
 extern long outbox_wire_timeout(OutboxWire *wire);
 extern const OutboxFailure *outbox_wire_failure(const OutboxWire *wire);
+extern void outbox_wire_report(const OutboxWire *wire,
+							   OutboxStreamReport *report);
 
 /* The limit agreed with the broker, for both directions, in bytes. */
 extern void outbox_wire_set_frame_max(OutboxWire *wire, uint32 frame_max);
