@@ -30,6 +30,9 @@
 #define OUTBOX_PROBE_BODY			"probe of amqp_outbox.doctor()"
 #define OUTBOX_PROBE_EXPIRATION_MS	60000
 
+/* What RabbitMQ refuses: more than OUTBOX_EXPIRATION_MAX_MS. */
+#define OUTBOX_IMPOSSIBLE_EXPIRATION_MS	PG_INT64_MAX
+
 static void outbox_examination_tell(OutboxExamination *examination,
 									OutboxCheck check,
 									OutboxCheckResult result, int host_no,
@@ -413,6 +416,20 @@ outbox_examination_reopened(OutboxExamination *examination, OutboxCheck check)
 	return true;
 }
 
+/* False: over. */
+static bool
+outbox_examination_publish(OutboxExamination *examination, OutboxCheck check,
+						   const OutboxMessage *msg)
+{
+	OutboxFailure failure;
+
+	if (outbox_transport_publish(examination->transport, msg, &failure) != 0)
+		return true;
+	outbox_examination_failed(examination, check, OUTBOX_NO_HOST, &failure,
+							  NULL);
+	return false;
+}
+
 /*
  * Publish what cannot get into a queue; *refusal is what the broker has against
  * it, or all zero if that is just what was to be expected.  False: over.
@@ -421,12 +438,13 @@ static bool
 outbox_examination_try(OutboxExamination *examination, const char *exchange,
 					   OutboxEvent *refusal)
 {
-	OutboxMessage msg = outbox_examination_message(exchange, PG_INT64_MAX);
-	OutboxFailure failure;
+	OutboxMessage msg = outbox_examination_message(exchange,
+												   OUTBOX_IMPOSSIBLE_EXPIRATION_MS);
 	OutboxEvent event;
 
 	memset(refusal, 0, sizeof(*refusal));
-	if (outbox_transport_publish(examination->transport, &msg, &failure) == 0)
+	if (!outbox_examination_publish(examination,
+									OUTBOX_CHECK_WRITE_PERMISSION, &msg))
 		return false;
 	for (;;)
 	{
@@ -551,11 +569,10 @@ outbox_examination_probe(OutboxExamination *examination)
 	OutboxMessage msg =
 		outbox_examination_message(examination->order->probe_exchange,
 								   OUTBOX_PROBE_EXPIRATION_MS);
-	OutboxFailure failure;
 	OutboxEvent event;
 	bool		returned = false;
 
-	if (outbox_transport_publish(examination->transport, &msg, &failure) == 0)
+	if (!outbox_examination_publish(examination, OUTBOX_CHECK_PROBE, &msg))
 		return false;
 	for (;;)
 	{
