@@ -613,13 +613,45 @@ AS 'MODULE_PATHNAME', 'outbox_sql_horizon';
 COMMENT ON FUNCTION amqp_outbox.horizon() IS
 'workers read ids below the horizon; a transaction that is still committing holds it; nulls before the first message since the server started';
 
+--
+-- What workers have counted since counted_since: since the database server was
+-- started or had to start anew after a crash, or since the server was created.
+-- Rates, p50 and p99 are of the last minute.
+--
+-- The time from commit to confirm begins when the transaction began to commit,
+-- after all its work (so that its own commit is part of the time), and ends
+-- when the worker has the broker's confirm.  The beginning is known to 0.1 ms or
+-- to a quarter of the time, whatever is more; after a restart, and for what has
+-- waited for hours, it is the call of amqp_publish().  Messages that were to
+-- wait, or had to, have no such time: scheduled ones, those that were tried
+-- again, those behind them, and those of prepared transactions.
+--
+CREATE FUNCTION amqp_outbox.measures(
+	OUT server_oid oid, OUT counted_since timestamptz,
+	OUT delivered_per_second float8, OUT bytes_per_second float8,
+	OUT delivered_bytes bigint, OUT confirm_p50 interval,
+	OUT confirm_p99 interval, OUT confirm_count bigint,
+	OUT confirm_time interval, OUT blocked_time interval,
+	OUT connections bigint, OUT disconnected_since timestamptz)
+RETURNS SETOF record LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'outbox_sql_measures';
+COMMENT ON FUNCTION amqp_outbox.measures() IS
+'what the workers of this database have counted; confirm_count and confirm_time: number and sum of the times in amqp_outbox.latency()';
+
+CREATE FUNCTION amqp_outbox.latency(server name,
+	OUT up_to interval, OUT messages bigint, OUT running_total bigint)
+RETURNS SETOF record LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'outbox_sql_latency';
+COMMENT ON FUNCTION amqp_outbox.latency(name) IS
+'histogram of the time from commit to confirm: messages that took at most so long, and longer than in the row before; null: longer than all';
+
 CREATE FUNCTION amqp_outbox.leaf()
 RETURNS integer LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'outbox_sql_leaf';
 COMMENT ON FUNCTION amqp_outbox.leaf() IS
 'number of the leaves that are written at the moment; they stay until the own transaction ends';
 
-CREATE VIEW amqp_outbox.message AS
+CREATE VIEW amqp_outbox.stored_message AS
 WITH settled AS MATERIALIZED (
 	SELECT k.server_key, k.server,
 		coalesce((SELECT r.through_id FROM amqp_outbox.receipt r
@@ -683,7 +715,12 @@ SELECT s.server, d.id, d.message_id, 'dead',
 	d.ordering_key, d.expires_at, d.enqueued_at, NULL, NULL, d.attempts,
 	d.last_error, NULL, NULL, NULL
 FROM amqp_outbox.dead_letter d
-	JOIN settled s ON s.server_key = d.server_key
+	JOIN settled s ON s.server_key = d.server_key;
+COMMENT ON VIEW amqp_outbox.stored_message IS
+'amqp_outbox.message without what the own transaction has not committed; pg_monitor sees all but body and headers';
+
+CREATE VIEW amqp_outbox.message AS
+SELECT * FROM amqp_outbox.stored_message
 UNION ALL
 SELECT u.server, NULL, u.message_id, 'uncommitted',
 	u.exchange, u.routing_key, u.body, u.headers, u.content_type,
@@ -787,19 +824,43 @@ SELECT s.srvname AS server,
 	w.last_error, w.last_error_at,
 	coalesce(r.accepted, 0) AS accepted,
 	(SELECT count(*) FROM amqp_outbox.dead_letter d
-		WHERE d.server_key = k.server_key) AS dead_letters
+		WHERE d.server_key = k.server_key) AS dead_letters,
+	coalesce(m.delivered_per_second, 0) AS delivered_per_second,
+	coalesce(m.bytes_per_second, 0) AS bytes_per_second,
+	coalesce(m.delivered_bytes, 0) AS delivered_bytes,
+	m.confirm_p50, m.confirm_p99,
+	coalesce(p.bytes, 0) + coalesce(d.bytes, 0) AS backlog_bytes,
+	coalesce(d.scheduled, 0) AS scheduled,
+	greatest(now() - p.oldest, now() - d.overdue_since,
+		interval '0') AS overdue_age,
+	coalesce(m.blocked_time, interval '0') AS blocked_time,
+	greatest(coalesce(m.connections, 0) - 1, 0) AS reconnects,
+	m.disconnected_since,
+	(SELECT coalesce(jsonb_object_agg(x.reason, x.n), '{}')
+		FROM (SELECT d.reason, count(*) AS n FROM amqp_outbox.dead_letter d
+			WHERE d.server_key = k.server_key GROUP BY d.reason) x)
+		AS dead_letters_by_reason,
+	m.counted_since
 FROM pg_catalog.pg_foreign_server s
 	JOIN pg_catalog.pg_foreign_data_wrapper f ON f.oid = s.srvfdw
 	LEFT JOIN amqp_outbox.worker() w ON w.server_oid = s.oid
+	LEFT JOIN amqp_outbox.measures() m ON m.server_oid = s.oid
 	LEFT JOIN amqp_outbox.server_key k ON k.server = s.srvname
 	LEFT JOIN LATERAL (SELECT * FROM amqp_outbox.receipt r
 		WHERE r.server_key = k.server_key
 		ORDER BY r.through_id DESC, r.receipt_no DESC LIMIT 1) r ON true
-	LEFT JOIN LATERAL (SELECT count(*) AS backlog, min(o.enqueued_at) AS oldest
+	LEFT JOIN LATERAL (SELECT count(*) AS backlog, min(o.enqueued_at) AS oldest,
+			sum(octet_length(o.body))::bigint AS bytes
 		FROM amqp_outbox.outbox o
 		WHERE o.server_key = k.server_key
 		AND o.id > coalesce(r.through_id, 0)) p ON true
-	LEFT JOIN LATERAL (SELECT count(*) AS backlog, min(d.enqueued_at) AS oldest
+	LEFT JOIN LATERAL (SELECT count(*) AS backlog, min(d.enqueued_at) AS oldest,
+			sum(octet_length(d.body))::bigint AS bytes,
+			count(*) FILTER (WHERE d.attempts = 0 AND d.due_at > now()
+				AND d.due_at < 'infinity') AS scheduled,
+			min(CASE WHEN d.attempts > 0 THEN d.enqueued_at
+				WHEN d.due_at <= now() THEN greatest(d.due_at, d.enqueued_at)
+				END) AS overdue_since
 		FROM amqp_outbox.deferred d
 		WHERE d.server_key = k.server_key) d ON true
 WHERE f.fdwname = 'amqp_outbox';
@@ -833,6 +894,32 @@ COMMENT ON COLUMN amqp_outbox.server_status.accepted IS
 'returned messages that count as delivered by the server''s option unroutable so far';
 COMMENT ON COLUMN amqp_outbox.server_status.dead_letters IS
 'messages given up that are neither requeued nor discarded';
+COMMENT ON COLUMN amqp_outbox.server_status.delivered_per_second IS
+'messages confirmed by the broker, over the last minute';
+COMMENT ON COLUMN amqp_outbox.server_status.bytes_per_second IS
+'the same in bytes of bodies';
+COMMENT ON COLUMN amqp_outbox.server_status.delivered_bytes IS
+'bodies confirmed by the broker since counted_since';
+COMMENT ON COLUMN amqp_outbox.server_status.confirm_p50 IS
+'median time from commit to confirm of the last minute; null: no message; see amqp_outbox.latency()';
+COMMENT ON COLUMN amqp_outbox.server_status.confirm_p99 IS
+'within this time 99 % of the last minute''s messages were confirmed';
+COMMENT ON COLUMN amqp_outbox.server_status.backlog_bytes IS
+'bodies of the backlog';
+COMMENT ON COLUMN amqp_outbox.server_status.scheduled IS
+'messages of the backlog whose time has not come';
+COMMENT ON COLUMN amqp_outbox.server_status.overdue_age IS
+'how long ago the oldest message of the backlog was published, or due if that was later; without scheduled ones and without those that wait for another one of their ordering key';
+COMMENT ON COLUMN amqp_outbox.server_status.blocked_time IS
+'how long the broker has asked for a pause in all since counted_since';
+COMMENT ON COLUMN amqp_outbox.server_status.reconnects IS
+'connections made since counted_since, but for the first one';
+COMMENT ON COLUMN amqp_outbox.server_status.disconnected_since IS
+'null: connected';
+COMMENT ON COLUMN amqp_outbox.server_status.dead_letters_by_reason IS
+'an object: amqp_outbox.dead_reason and number';
+COMMENT ON COLUMN amqp_outbox.server_status.counted_since IS
+'start of the database server, or when the server was created; delivered, returned, rejected and accepted go further back, as far as there are receipts';
 
 --
 -- Topology
@@ -1015,6 +1102,98 @@ COMMENT ON COLUMN amqp_outbox.topology.what_to_do IS
 'about a conflict, or what could not be deleted';
 
 --
+-- Health: one row for each rule, of each server, or of the database (server is
+-- null).  Value is compared with the settings amqp_outbox.health_<rule>_warning
+-- and amqp_outbox.health_<rule>_critical; null: there is nothing to compare.
+--
+CREATE TYPE amqp_outbox.health_level AS ENUM ('ok', 'warning', 'critical');
+COMMENT ON TYPE amqp_outbox.health_level IS
+'levels of amqp_outbox.health, the worst one last';
+
+CREATE FUNCTION amqp_outbox.health_threshold(
+	OUT rule text, OUT unit text, OUT warning float8, OUT critical float8)
+RETURNS SETOF record LANGUAGE C STRICT STABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'outbox_sql_health_threshold';
+COMMENT ON FUNCTION amqp_outbox.health_threshold() IS
+'rules of amqp_outbox.health, and their settings in the unit of its values; null: never';
+
+CREATE VIEW amqp_outbox.health AS
+WITH status AS MATERIALIZED (
+	SELECT s.*, current_setting('amqp_outbox.enabled')::boolean AS enabled
+	FROM amqp_outbox.server_status s
+), finding (server, rule, value, at_least, detail) AS (
+	SELECT s.server, v.*
+	FROM status s CROSS JOIN LATERAL (VALUES
+		('worker',
+			CASE WHEN s.enabled AND s.state IN ('stopped', 'starting')
+				THEN extract(epoch FROM now() - s.since)::float8 END,
+			CASE WHEN NOT s.enabled OR s.state IN ('copy', 'paused') THEN 'warning'
+				WHEN s.state = 'not started' THEN 'critical'
+				ELSE 'ok' END,
+			CASE WHEN NOT s.enabled THEN 'amqp_outbox.enabled is off'
+				WHEN s.state = 'copy'
+				THEN 'the database is a copy: see amqp_outbox.adopt()'
+				WHEN s.state = 'paused' THEN 'paused: see amqp_outbox.resume()'
+				WHEN s.state = 'not started'
+				THEN 'no worker was started: see amqp_outbox.max_workers'
+				WHEN s.state IN ('stopped', 'starting') THEN s.last_error END),
+		('connection',
+			CASE WHEN s.enabled
+				AND s.state NOT IN ('stopped', 'starting', 'not started', 'copy', 'paused')
+				THEN extract(epoch FROM now() - s.disconnected_since)::float8 END,
+			'ok',
+			CASE WHEN s.disconnected_since IS NOT NULL THEN s.last_error END),
+		('blocked',
+			CASE WHEN s.state = 'blocked'
+				THEN extract(epoch FROM now() - s.since)::float8 END,
+			'ok',
+			CASE WHEN s.state = 'blocked' THEN s.last_error END),
+		('overdue', extract(epoch FROM s.overdue_age)::float8, 'ok', NULL),
+		('backlog', (s.backlog - s.scheduled)::float8, 'ok',
+			pg_size_pretty(s.backlog_bytes)),
+		('confirm_time', extract(epoch FROM s.confirm_p99)::float8, 'ok', NULL),
+		('dead_letters', s.dead_letters::float8, 'ok',
+			nullif(s.dead_letters_by_reason::text, '{}')),
+		('last_error', extract(epoch FROM now() - s.last_error_at)::float8,
+			'ok', s.last_error),
+		('topology', (SELECT count(*)
+				FROM amqp_outbox.topology_state t
+				JOIN amqp_outbox.topology_item i ON i.item_id = t.item_id
+				JOIN amqp_outbox.server_key k ON k.server_key = i.server_key
+				WHERE k.server = s.server AND NOT t.asserted)::float8,
+			'ok', NULL)
+	) v
+	UNION ALL
+	SELECT NULL, 'horizon', extract(epoch FROM now() - h.held_since)::float8,
+		'ok', 'held by process ' || h.holder_pid
+	FROM amqp_outbox.horizon() h
+	UNION ALL
+	SELECT NULL, 'outbox_size', sum(pg_total_relation_size(c.oid))::float8,
+		'ok', pg_size_pretty(sum(pg_total_relation_size(c.oid)))
+	FROM pg_catalog.pg_class c
+	WHERE c.relnamespace = 'amqp_outbox'::regnamespace AND c.relkind = 'r'
+)
+SELECT f.server::name AS server, f.rule,
+	greatest(f.at_least::amqp_outbox.health_level,
+		CASE WHEN f.rule = 'last_error'
+			THEN CASE WHEN f.value < t.critical THEN 'critical'
+				WHEN f.value < t.warning THEN 'warning' ELSE 'ok' END
+			WHEN f.value >= t.critical THEN 'critical'
+			WHEN f.value >= t.warning THEN 'warning'
+			ELSE 'ok' END::amqp_outbox.health_level) AS level,
+	CASE WHEN f.value < 0 THEN 0 ELSE f.value END AS value, t.unit, t.warning, t.critical, f.detail
+FROM finding f
+	JOIN amqp_outbox.health_threshold() t ON t.rule = f.rule;
+COMMENT ON VIEW amqp_outbox.health IS
+'ok, warning or critical for each rule; of each server, and of the database where server is null';
+COMMENT ON COLUMN amqp_outbox.health.rule IS
+'worker: none; connection: none; blocked: by the broker; overdue: age of the oldest message that should have left; backlog: messages; confirm_time: 99 % of the last minute; dead_letters; last_error: seconds since then; topology: conflicts; horizon: a transaction takes long to commit; outbox_size: bytes on disk';
+COMMENT ON COLUMN amqp_outbox.health.warning IS
+'from this value on; of last_error: below it; null: never';
+COMMENT ON COLUMN amqp_outbox.health.critical IS
+'the same';
+
+--
 -- Operators' functions
 --
 CREATE FUNCTION amqp_outbox.wake()
@@ -1151,8 +1330,11 @@ COMMENT ON FUNCTION amqp_outbox.doctor(name, text) IS
 -- amqp_publish(), amqp_wait_for_confirm()
 --                          EXECUTE     EXECUTE     EXECUTE
 -- amqp_publish_row()       EXECUTE     EXECUTE     EXECUTE
--- server_status            -           SELECT      all
--- worker(), horizon()      -           EXECUTE     EXECUTE
+-- server_status, health    -           SELECT      all
+-- worker(), horizon(), measures(), latency(), health_threshold()
+--                          -           EXECUTE     EXECUTE
+-- stored_message           -           SELECT but  all
+--                                      body, headers
 -- message                  INSERT      INSERT      all
 -- all tables               -           -           all
 -- uncommitted(), leaf()    -           -           EXECUTE
@@ -1176,6 +1358,9 @@ REVOKE ALL ON FUNCTION amqp_outbox.uncommitted() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.leaf() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.worker() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.horizon() FROM PUBLIC;
+REVOKE ALL ON FUNCTION amqp_outbox.measures() FROM PUBLIC;
+REVOKE ALL ON FUNCTION amqp_outbox.latency(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION amqp_outbox.health_threshold() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.wake() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_inbox_accept(text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.prune_inbox(bigint) FROM PUBLIC;
@@ -1187,3 +1372,12 @@ GRANT SELECT ON amqp_outbox.topology TO PUBLIC;
 GRANT SELECT ON amqp_outbox.server_status TO pg_monitor;
 GRANT EXECUTE ON FUNCTION amqp_outbox.worker() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION amqp_outbox.horizon() TO pg_monitor;
+GRANT SELECT ON amqp_outbox.health TO pg_monitor;
+GRANT EXECUTE ON FUNCTION amqp_outbox.measures() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION amqp_outbox.latency(name) TO pg_monitor;
+GRANT EXECUTE ON FUNCTION amqp_outbox.health_threshold() TO pg_monitor;
+GRANT SELECT (server, id, message_id, status, exchange, routing_key,
+	content_type, content_encoding, persistent, priority, correlation_id,
+	reply_to, expiration, message_timestamp, type, user_id, app_id, mandatory,
+	ordering_key, expires_at, enqueued_at, due_at, delivered_at, attempts,
+	last_error) ON amqp_outbox.stored_message TO pg_monitor;

@@ -24,7 +24,7 @@ SET ROLE regress_outbox_stranger;
 SELECT amqp_publish('', 'q', 'x');
 SELECT amqp_publish('', 'q', 'x', server => 'mes');
 
--- pg_monitor sees how servers are, but no message
+-- pg_monitor sees how servers are, but no message (see watching.sql for what it sees of them)
 SET ROLE regress_outbox_monitor;
 SELECT server, backlog, delivered FROM amqp_outbox.server_status;
 SELECT count(*) FROM amqp_outbox.message;

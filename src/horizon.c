@@ -36,11 +36,12 @@
 #include "storage/shmem.h"
 #include "utils/timestamp.h"
 
+#include "clock.h"
 #include "compat.h"
 #include "horizon.h"
 #include "settings.h"
 
-/* Databases with an outbox in one cluster; a few dozen bytes each. */
+/* Databases with an outbox in one cluster; three kilobytes each. */
 #define OUTBOX_MAX_DATABASES	256
 
 typedef struct OutboxDatabase
@@ -51,6 +52,7 @@ typedef struct OutboxDatabase
 	XLogRecPtr	commit_lsn;		/* end of the newest commit that took ids */
 	int			leaf;			/* of the ring, which is written */
 	TimestampTz leaf_since;
+	OutboxClock clock;			/* of the ids taken */
 } OutboxDatabase;
 
 /* What the transaction of one backend has taken. */
@@ -313,6 +315,7 @@ outbox_horizon_register(Oid outbox_relid, int64 n)
 	{
 		first_id = shared->databases[i].next_id;
 		shared->databases[i].next_id += n;
+		outbox_clock_note(&shared->databases[i].clock, first_id, now);
 		slot->first_id = first_id;
 		slot->since = now;
 		slot->database = i;
@@ -452,6 +455,20 @@ outbox_horizon_get_status(Oid outbox_relid, OutboxHorizonStatus *status)
 		}
 	}
 	LWLockRelease(shared->lock);
+}
+
+void
+outbox_horizon_copy_clock(Oid outbox_relid, OutboxClock *clock)
+{
+	int			i;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	i = outbox_horizon_find(outbox_relid);
+	if (i >= 0)
+		*clock = shared->databases[i].clock;
+	LWLockRelease(shared->lock);
+	if (i < 0)
+		memset(clock, 0, sizeof(*clock));
 }
 
 void

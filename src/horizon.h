@@ -15,6 +15,8 @@
 #include "nodes/pg_list.h"
 #include "storage/latch.h"
 
+#include "clock.h"
+
 /* For shared.c: ask for the memory, and set it up or find it. */
 extern void outbox_horizon_request(void);
 extern void outbox_horizon_startup(void);
@@ -100,5 +102,8 @@ extern void outbox_horizon_get_status(Oid outbox_relid,
 
 /* A worker begins to listen for ids of its database, until it exits. */
 extern void outbox_horizon_listen(Latch *latch);
+
+/* When the transactions that took ids began to commit. */
+extern void outbox_horizon_copy_clock(Oid outbox_relid, OutboxClock *clock);
 
 #endif							/* OUTBOX_HORIZON_H */

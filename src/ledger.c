@@ -320,7 +320,8 @@ outbox_ledger_skipped(OutboxLedger *ledger, int reply_code,
 
 /* The broker answered one tag; a second answer changes nothing. */
 static void
-outbox_ledger_answer(OutboxLedger *ledger, uint64 tag, bool ack)
+outbox_ledger_answer(OutboxLedger *ledger, uint64 tag, bool ack,
+					 TimestampTz now)
 {
 	uint64		position = ledger->tags[tag & ledger->mask];
 	OutboxEntry *entry;
@@ -332,6 +333,7 @@ outbox_ledger_answer(OutboxLedger *ledger, uint64 tag, bool ack)
 		return;
 
 	entry->tag = 0;
+	entry->answered_at = now;
 	ledger->in_flight--;
 	if (entry->outcome != OUTBOX_OPEN)
 		return;					/* it was returned before */
@@ -350,7 +352,7 @@ outbox_ledger_answer(OutboxLedger *ledger, uint64 tag, bool ack)
 
 bool
 outbox_ledger_confirm(OutboxLedger *ledger, uint64 tag, bool multiple,
-					  bool ack)
+					  bool ack, TimestampTz now)
 {
 	/* AMQP 0-9-1, basic.ack: tag 0 with multiple means all so far */
 	if (tag == 0 && multiple)
@@ -359,11 +361,11 @@ outbox_ledger_confirm(OutboxLedger *ledger, uint64 tag, bool multiple,
 		return false;
 
 	if (!multiple)
-		outbox_ledger_answer(ledger, tag, ack);
+		outbox_ledger_answer(ledger, tag, ack, now);
 	else
 	{
 		for (uint64 t = ledger->first_open_tag; t <= tag; t++)
-			outbox_ledger_answer(ledger, t, ack);
+			outbox_ledger_answer(ledger, t, ack, now);
 		ledger->first_open_tag = Max(ledger->first_open_tag, tag + 1);
 	}
 	return true;

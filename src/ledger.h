@@ -21,6 +21,7 @@ typedef struct OutboxEntry
 	bool		last_of_batch;	/* whoever removes it deletes the context */
 	uint64		tag;			/* of its newest attempt, 0: not sent */
 	TimestampTz sent_at;
+	TimestampTz answered_at;	/* by a confirm */
 	bool		doubtful;		/* may have reached a queue, and has no ack */
 	OutboxOutcome outcome;
 	OutboxReason reason;		/* if returned or rejected */
@@ -74,7 +75,7 @@ extern void outbox_ledger_skipped(OutboxLedger *ledger, int reply_code,
  * is not to be tried again.
  */
 extern bool outbox_ledger_confirm(OutboxLedger *ledger, uint64 tag,
-								  bool multiple, bool ack);
+								  bool multiple, bool ack, TimestampTz now);
 extern bool outbox_ledger_return(OutboxLedger *ledger, const char *message_id,
 								 const char *exchange,
 								 const char *routing_key, int reply_code,

@@ -37,6 +37,8 @@ typedef struct OutboxMessage
 	int64		id;				/* its place in the outbox of its server */
 	bool		deferred;		/* read from amqp_outbox.deferred */
 	TimestampTz due_at;			/* it was, if deferred */
+	TimestampTz enqueued_at;	/* amqp_publish() was called */
+	TimestampTz committed_at;	/* its transaction began to commit; 0: not known */
 	TimestampTz expires_at;		/* not to be sent after that; 0: none */
 	int			attempts;		/* attempts already settled, 0 for a new one */
 	bool		possible_duplicate; /* one of them has no known outcome */

@@ -36,6 +36,7 @@
 #include "flush.h"
 #include "horizon.h"
 #include "ledger.h"
+#include "measure.h"
 #include "pipeline.h"
 #include "properties.h"
 #include "rate.h"
@@ -300,6 +301,22 @@ outbox_pipeline_recover(OutboxPipeline *pipeline, int sqlerrcode,
 	return !pipeline->bury_deferred;
 }
 
+/* Find out when the n messages of the batch were committed. */
+static void
+outbox_pipeline_date_batch(OutboxPipeline *pipeline, int n)
+{
+	OutboxClock clock;
+
+	outbox_horizon_copy_clock(pipeline->outbox, &clock);
+	for (int i = 0; i < n; i++)
+	{
+		OutboxMessage *msg = pipeline->batch[i];
+
+		msg->committed_at = Max(outbox_clock_find(&clock, msg->id),
+								msg->enqueued_at);
+	}
+}
+
 /* Read the outbox below the horizon. */
 static void
 outbox_pipeline_read_outbox(OutboxPipeline *pipeline, int64 horizon,
@@ -329,6 +346,7 @@ outbox_pipeline_read_outbox(OutboxPipeline *pipeline, int64 horizon,
 	Assert(n == 0 || pipeline->batch[n - 1]->id < horizon);
 	if (n > 0)
 	{
+		outbox_pipeline_date_batch(pipeline, n);
 		outbox_pipeline_take(pipeline, n, batch);
 		pipeline->read_through = pipeline->batch[n - 1]->id;
 	}
@@ -665,7 +683,8 @@ outbox_pipeline_event(OutboxPipeline *pipeline, const OutboxServer *server,
 	{
 		case OUTBOX_EVENT_CONFIRM:
 			plausible = outbox_ledger_confirm(pipeline->ledger, event->tag,
-											  event->multiple, event->ack);
+											  event->multiple, event->ack,
+											  GetCurrentTimestamp());
 			break;
 		case OUTBOX_EVENT_RETURN:
 			plausible = outbox_ledger_return(pipeline->ledger,
@@ -708,6 +727,29 @@ outbox_pipeline_learn(OutboxPipeline *pipeline, int n)
 	}
 }
 
+/*
+ * Count which of the n oldest messages were delivered.  Those that came from
+ * amqp_outbox.deferred have no time that counts: they were to wait.
+ */
+static void
+outbox_pipeline_measure(OutboxPipeline *pipeline, int n, TimestampTz now)
+{
+	OutboxTally tally = {0};
+
+	for (int i = 0; i < n; i++)
+	{
+		const OutboxEntry *entry = outbox_ledger_get(pipeline->ledger, i);
+		const OutboxMessage *msg = entry->message;
+
+		if (entry->outcome == OUTBOX_DELIVERED)
+			outbox_tally_count(&tally, msg->body_len,
+							   msg->committed_at == 0 ? -1 :
+							   Max(entry->answered_at - msg->committed_at, 0));
+	}
+	if (tally.delivered > 0)
+		outbox_registry_measured(&tally, now);
+}
+
 /* The transaction of a receipt over the n oldest messages. */
 static void
 outbox_pipeline_write_receipt(OutboxPipeline *pipeline,
@@ -738,6 +780,7 @@ outbox_pipeline_write_receipt(OutboxPipeline *pipeline,
 	pipeline->due_floor = due_floor;
 	pipeline->next_due = next_due;
 	outbox_pipeline_learn(pipeline, n);
+	outbox_pipeline_measure(pipeline, n, receipt.settled_at);
 	outbox_ledger_remove(pipeline->ledger, n);
 }
 

@@ -41,8 +41,8 @@ extern bool outbox_query_latest(OutboxQuery *query, Datum *values,
 
 /*
  * Run a statement and visit each row of its result, a few at a time; a visit's
- * memory goes after it, and it is called as the owner of our tables.  nulls is
- * as for SPI_execute().
+ * memory goes after it, and it is called as the owner of our tables.  In nulls,
+ * 'n' says that the parameter at its place is null.
  */
 typedef void (*OutboxRowVisitor) (const OutboxRow *row, void *arg);
 extern void outbox_query_each(OutboxQuery *query, Datum *values,

@@ -51,6 +51,7 @@ typedef struct OutboxWorkerEntry
 	TimestampTz start_at;		/* not before this time */
 	Latch	   *latch;			/* of the process, NULL without one */
 	OutboxWorkerStatus status;
+	OutboxMeasure measure;
 } OutboxWorkerEntry;
 
 typedef struct OutboxRegistryShared
@@ -353,6 +354,24 @@ outbox_registry_status(int i, OutboxWorkerStatus *status)
 	return in_use;
 }
 
+bool
+outbox_registry_measures(int i, OutboxWorkerStatus *status,
+						 OutboxMeasure *measure)
+{
+	OutboxWorkerEntry *entry = &shared->entries[i];
+	bool		in_use;
+
+	outbox_registry_lock(LW_SHARED);
+	in_use = entry->in_use;
+	if (in_use)
+	{
+		*status = entry->status;
+		*measure = entry->measure;
+	}
+	outbox_registry_unlock();
+	return in_use;
+}
+
 /*
  * Waiting for receipts
  */
@@ -440,6 +459,8 @@ outbox_registry_add(Oid dboid, Oid serverid)
 	unused->status.serverid = serverid;
 	unused->status.state = OUTBOX_WORKER_STARTING;
 	unused->status.since = GetCurrentTimestamp();
+	unused->status.disconnected_since = unused->status.since;
+	outbox_measure_begin(&unused->measure, unused->status.since);
 	return true;
 }
 
@@ -547,6 +568,36 @@ outbox_registry_attach(int i, Oid dboid, Oid *serverid)
 	return attached;
 }
 
+/*
+ * Count connections and the time of being blocked, when an entry is about to
+ * get this state.  A worker that drains is as connected as it was.
+ */
+static void
+outbox_registry_account(OutboxWorkerEntry *entry, OutboxWorkerState state,
+						TimestampTz now)
+{
+	OutboxWorkerStatus *status = &entry->status;
+
+	Assert(LWLockHeldByMe(shared->lock));
+	if (status->state == OUTBOX_WORKER_BLOCKED &&
+		state != OUTBOX_WORKER_BLOCKED)
+		status->blocked_us += Max(now - status->since, 0);
+	switch (state)
+	{
+		case OUTBOX_WORKER_CONNECTED:
+		case OUTBOX_WORKER_BLOCKED:
+			status->connections += status->disconnected_since != 0;
+			status->disconnected_since = 0;
+			break;
+		case OUTBOX_WORKER_DRAINING:
+			break;
+		default:
+			if (status->disconnected_since == 0)
+				status->disconnected_since = now;
+			break;
+	}
+}
+
 void
 outbox_registry_detach(void)
 {
@@ -565,6 +616,8 @@ outbox_registry_detach(void)
 	my_entry->status.pid = 0;
 	my_entry->status.in_flight = 0;
 	my_entry->status.host[0] = '\0';
+	outbox_registry_account(my_entry, OUTBOX_WORKER_STOPPED,
+							GetCurrentTimestamp());
 	my_entry->status.state = OUTBOX_WORKER_STOPPED;
 	my_entry->status.since = GetCurrentTimestamp();
 	outbox_registry_free_if_unused(my_entry);
@@ -577,6 +630,7 @@ void
 outbox_registry_set_state(OutboxWorkerState state, const char *host)
 {
 	outbox_registry_lock(LW_EXCLUSIVE);
+	outbox_registry_account(my_entry, state, GetCurrentTimestamp());
 	if (my_entry->status.state != state)
 		my_entry->status.since = GetCurrentTimestamp();
 	my_entry->status.state = state;
@@ -629,6 +683,14 @@ outbox_registry_has_request(uint32 requests)
 {
 	/* its own entry: a bit that is just being set is seen the next time */
 	return (my_entry->requests & requests) != 0;
+}
+
+void
+outbox_registry_measured(const OutboxTally *tally, TimestampTz now)
+{
+	outbox_registry_lock(LW_EXCLUSIVE);
+	outbox_measure_add(&my_entry->measure, tally, now);
+	outbox_registry_unlock();
 }
 
 void

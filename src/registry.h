@@ -8,6 +8,7 @@
 #ifndef OUTBOX_REGISTRY_H
 #define OUTBOX_REGISTRY_H
 
+#include "measure.h"
 #include "message.h"
 #include "nodes/pg_list.h"
 #include "storage/latch.h"
@@ -51,6 +52,9 @@ typedef struct OutboxWorkerStatus
 	char		last_error[OUTBOX_FAILURE_MESSAGE_LEN +
 						   OUTBOX_FAILURE_DETAIL_LEN];
 	TimestampTz last_error_at;	/* 0: none */
+	TimestampTz disconnected_since; /* 0: connected */
+	int64		connections;	/* made so far */
+	int64		blocked_us;		/* so far, but for the current state */
 } OutboxWorkerStatus;
 
 /*
@@ -107,6 +111,10 @@ extern void outbox_registry_end_wait(void);
 /* A copy of entry i; false if it is not in use.  i < outbox_max_workers. */
 extern bool outbox_registry_status(int i, OutboxWorkerStatus *status);
 
+/* The same with what was counted since there is this entry. */
+extern bool outbox_registry_measures(int i, OutboxWorkerStatus *status,
+									 OutboxMeasure *measure);
+
 /* Scouts: the servers that exist in a database; returns how many had no room */
 extern int	outbox_registry_report(Oid dboid, const Oid *servers, int nservers);
 
@@ -120,6 +128,9 @@ extern void outbox_registry_set_state(OutboxWorkerState state,
 									  const char *host);
 extern void outbox_registry_set_in_flight(int in_flight);
 extern void outbox_registry_set_error(const OutboxFailure *failure);
+
+/* These were delivered; the receipt is committed. */
+extern void outbox_registry_measured(const OutboxTally *tally, TimestampTz now);
 
 /* A receipt through this id is committed; wakes those who wait for one. */
 extern void outbox_registry_settled(int64 through_id);

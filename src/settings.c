@@ -12,6 +12,7 @@
 #include "miscadmin.h"
 #include "utils/guc.h"
 
+#include "health.h"
 #include "settings.h"
 #include "trace.h"
 
@@ -76,6 +77,8 @@ outbox_settings_define(void)
 							 PGC_SIGHUP,
 							 0,
 							 NULL, NULL, NULL);
+
+	outbox_health_define();
 
 	DefineCustomIntVariable("amqp_outbox.inbox_retention",
 							"How long amqp_inbox_accept() remembers a message at the least.",

@@ -636,6 +636,7 @@ outbox_store_form_message(HeapTuple tuple, TupleDesc tupdesc,
 
 	heap_deform_tuple(tuple, tupdesc, values, isnull);
 	msg->id = DatumGetInt64(values[OUTBOX_COL_ID]);
+	msg->enqueued_at = DatumGetTimestampTz(values[OUTBOX_COL_ENQUEUED_AT]);
 	msg->attempts = DatumGetInt32(values[OUTBOX_NCOLUMNS]);
 	msg->possible_duplicate = DatumGetBool(values[OUTBOX_NCOLUMNS + 1]);
 	msg->first_attempt_at = isnull[OUTBOX_NCOLUMNS + 2] ? 0 :
