@@ -621,7 +621,7 @@ COMMENT ON FUNCTION amqp_outbox.horizon() IS
 -- The time from commit to confirm begins when the transaction began to commit,
 -- after all its work (so that its own commit is part of the time), and ends
 -- when the worker has the broker's confirm.  The beginning is known to 0.1 ms or
--- to a quarter of the time, whatever is more; after a restart, and for what has
+-- about a third of the time, whatever is more; after a restart, and for what has
 -- waited for hours, it is the call of amqp_publish().  Messages that were to
 -- wait, or had to, have no such time: scheduled ones, those that were tried
 -- again, those behind them, and those of prepared transactions.

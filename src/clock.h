@@ -36,8 +36,8 @@ extern void outbox_clock_note(OutboxClock *clock, int64 first_id,
 							  TimestampTz at);
 
 /*
- * When, at the earliest, the transaction that took this id did so; at most a
- * quarter of the time since then too early, or 100 us.  0: not known, because
+ * When, at the earliest, the transaction that took this id did so; too early by
+ * at most 100 us or about a third of the time since then.  0: not known, because
  * it is hours ago or from before the clock began.
  */
 extern TimestampTz outbox_clock_find(const OutboxClock *clock, int64 id);

@@ -294,6 +294,17 @@ is(level('worker', 0, 0, server => 'third'), 'critical', 'worker: none left');
 $node->safe_psql('postgres', 'DROP SERVER third CASCADE');
 
 #
+# What is more than a minute ago is not recent any more; here time itself is the
+# test.
+#
+
+wait_for($node, 'postgres',
+	"SELECT delivered_per_second = 0 AND bytes_per_second = 0
+		AND confirm_p50 IS NULL AND confirm_p99 IS NULL
+		FROM amqp_outbox.server_status WHERE server = 'mes'", 'a quiet minute');
+cmp_ok(timed(0, 1e9), '>', 10_000, 'the histogram is of all times');
+
+#
 # A restart
 #
 
