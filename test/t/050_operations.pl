@@ -203,7 +203,7 @@ wait_settled($node, 'postgres');
 is_deeply(ids(), [], 'replay: nothing of these');
 
 like(refused('owner', "SELECT amqp_outbox.replay('mes')"),
-	qr/22023: replay needs to know what to send again.*HINT:  Give delivered_since, delivered_before, id, message_id or routing_key\./s, 'replay: all is not meant');
+	qr/22023: replay needs to know what to send again.*HINT:  Give delivered_since, delivered_before, id, message_id or routing_key./s, 'replay: all is not meant');
 like(refused('owner', "SELECT amqp_outbox.replay(NULL, id => 1)"),
 	qr/22004: argument "server" of replay must not be null/, 'replay: no server');
 like(refused('owner', "SELECT amqp_outbox.replay('erp', id => 1)"),
