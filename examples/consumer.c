@@ -204,6 +204,8 @@ process_safely(const amqp_basic_properties_t *properties, amqp_bytes_t body)
 
 		if (outcome != VICTIM)
 			return outcome;
+		say("message %.*s is tried again", (int) properties->message_id.len,
+			(char *) properties->message_id.bytes);
 		wait_for_stop(0.01 * (1 << attempt) * drand48());
 	}
 	return TROUBLE;

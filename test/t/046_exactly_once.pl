@@ -253,6 +253,9 @@ cmp_ok($broker->count('witness'), '>=', 2 * $in_flight, 'all messages were sent 
 foreach my $name (@names)
 {
 	cmp_ok(duplicates($name), '>=', $in_flight, "$name: and came twice");
+	my $log = slurp_file($consumers{$name}{log});
+	like($log, qr/is tried again/, "$name: victims of others are tried again");
+	unlike($log, qr/starting over/, "$name: on the same connections");
 }
 
 #
@@ -285,7 +288,7 @@ my $sent = place(100);
 foreach my $name (@names)
 {
 	wait_true("$name: as many done as the broker gives",
-		sub { booked($name) == $booked + $PREFETCH });
+		sub { booked($name) >= $booked + $PREFETCH });
 }
 kill_consumers();
 $consumers{$_}{line}->cut_up(1) foreach @names;
@@ -400,8 +403,6 @@ foreach my $name (@names)
 	my ($effects, $duplicates) = (booked($name), duplicates($name));
 	my $received = $effects + $duplicates;
 
-	like(slurp_file($consumers{$name}{log}), qr/40001|serialization_failure/,
-		"$name: transactions were tried again");
 	is($broker->count("orders.$name"), 0, "$name: nothing is left");
 	cmp_ok($received, '>', $effects,
 		"$name: $received messages were received, and had $effects effects");
