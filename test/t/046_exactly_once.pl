@@ -88,7 +88,7 @@ my %programs = (
 my @names = sort keys %programs;
 my %consumers;
 
-chomp(my $includedir = `$ENV{PG_CONFIG} --includedir`);
+chomp(my $includedir = `pg_config --includedir`);
 system('cc', '-O2', '-Wall', '-Wextra', "-I$includedir", '-o', "$dir/consumer",
 	"$examples/consumer.c", '-lrabbitmq', '-lpq') == 0
   or die 'cannot build the consumer';
@@ -311,7 +311,7 @@ foreach my $name (@names)
 
 my %lockers = map { $_ => $erp->background_psql($_) } @names;
 $lockers{$_}->query_safe('BEGIN; LOCK TABLE booking IN EXCLUSIVE MODE') foreach @names;
-place(10);
+$sent = place(10);
 foreach my $name (@names)
 {
 	wait_for($erp, $name,
@@ -323,7 +323,7 @@ kill_consumers();
 foreach my $name (@names)
 {
 	wait_true("$name: the broker has them all back",
-		sub { $broker->count("orders.$name") == 8 });
+		sub { $broker->count("orders.$name") == $sent });
 }
 start_consumers();
 $lockers{$_}->quit foreach @names;
