@@ -85,23 +85,6 @@ outbox_examination_ok(OutboxExamination *examination, OutboxCheck check,
  */
 
 static void
-outbox_examination_resolved(OutboxExamination *examination)
-{
-	const OutboxStreamReport *stream = &examination->report.stream;
-
-	outbox_examination_ok(examination, OUTBOX_CHECK_NAME_RESOLUTION,
-						  psprintf("addresses: %d", stream->naddresses));
-}
-
-static void
-outbox_examination_connected(OutboxExamination *examination)
-{
-	outbox_examination_ok(examination, OUTBOX_CHECK_TCP,
-						  psprintf("connected to %s",
-								   examination->report.stream.address));
-}
-
-static void
 outbox_examination_without_tls(OutboxExamination *examination)
 {
 	if (examination->report.stream.loopback)
@@ -246,13 +229,16 @@ outbox_examine_connection(OutboxExamination *examination,
 						  const OutboxEvent *event)
 {
 	OutboxPhase phase = examination->report.phase;
+	const OutboxStreamReport *stream = &examination->report.stream;
 	const OutboxServer *server = &examination->order->server;
 	OutboxFailure late;
 
 	if (phase > OUTBOX_PHASE_RESOLVING)
-		outbox_examination_resolved(examination);
+		outbox_examination_ok(examination, OUTBOX_CHECK_NAME_RESOLUTION,
+							  psprintf("addresses: %d", stream->naddresses));
 	if (phase > OUTBOX_PHASE_CONNECTING)
-		outbox_examination_connected(examination);
+		outbox_examination_ok(examination, OUTBOX_CHECK_TCP,
+							  psprintf("connected to %s", stream->address));
 	if (phase > OUTBOX_PHASE_HANDSHAKING)
 		outbox_examination_encrypted(examination);
 	if (phase > OUTBOX_PHASE_GREETING)
@@ -285,13 +271,6 @@ outbox_examine_connection(OutboxExamination *examination,
 /*
  * Exchanges and queues that are declared
  */
-
-static char *
-outbox_examination_describe(const OutboxDeclared *declared)
-{
-	return psprintf("%s \"%s\"", declared->kind == 'q' ? "queue" : "exchange",
-					declared->name);
-}
 
 /* The connection is gone, or nothing comes any more: this is the last word. */
 static bool
@@ -348,9 +327,9 @@ outbox_examination_ask(OutboxExamination *examination,
 	outbox_examination_tell(examination, OUTBOX_CHECK_TOPOLOGY,
 							OUTBOX_CHECK_ERROR, OUTBOX_NO_HOST,
 							"SELECT amqp_outbox.wake() has the worker declare it again; see amqp_outbox.topology.",
-							"declared %s: %s",
-							outbox_examination_describe(declared),
-							event.answer.words);
+							"declared %s \"%s\": %s",
+							declared->kind == 'q' ? "queue" : "exchange",
+							declared->name, event.answer.words);
 	return true;
 }
 
