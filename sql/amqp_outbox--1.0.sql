@@ -915,7 +915,7 @@ COMMENT ON COLUMN amqp_outbox.server_status.blocked_time IS
 COMMENT ON COLUMN amqp_outbox.server_status.reconnects IS
 'connections made since counted_since, but for the first one';
 COMMENT ON COLUMN amqp_outbox.server_status.disconnected_since IS
-'null: connected';
+'null: connected; or there never was a worker';
 COMMENT ON COLUMN amqp_outbox.server_status.dead_letters_by_reason IS
 'an object: amqp_outbox.dead_reason and number';
 COMMENT ON COLUMN amqp_outbox.server_status.counted_since IS
@@ -1119,7 +1119,8 @@ COMMENT ON FUNCTION amqp_outbox.health_threshold() IS
 
 CREATE VIEW amqp_outbox.health AS
 WITH status AS MATERIALIZED (
-	SELECT s.*, current_setting('amqp_outbox.enabled')::boolean AS enabled
+	SELECT s.*, current_setting('amqp_outbox.enabled')::boolean
+		AND NOT pg_is_in_recovery() AS enabled
 	FROM amqp_outbox.server_status s
 ), finding (server, rule, value, at_least, detail) AS (
 	SELECT s.server, v.*
@@ -1127,10 +1128,12 @@ WITH status AS MATERIALIZED (
 		('worker',
 			CASE WHEN s.enabled AND s.state IN ('stopped', 'starting')
 				THEN extract(epoch FROM now() - s.since)::float8 END,
-			CASE WHEN NOT s.enabled OR s.state IN ('copy', 'paused') THEN 'warning'
+			CASE WHEN pg_is_in_recovery() THEN 'ok'
+				WHEN NOT s.enabled OR s.state IN ('copy', 'paused') THEN 'warning'
 				WHEN s.state = 'not started' THEN 'critical'
 				ELSE 'ok' END,
-			CASE WHEN NOT s.enabled THEN 'amqp_outbox.enabled is off'
+			CASE WHEN pg_is_in_recovery() THEN 'this is a standby'
+				WHEN NOT s.enabled THEN 'amqp_outbox.enabled is off'
 				WHEN s.state = 'copy'
 				THEN 'the database is a copy: see amqp_outbox.adopt()'
 				WHEN s.state = 'paused' THEN 'paused: see amqp_outbox.resume()'

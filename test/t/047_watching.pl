@@ -34,6 +34,16 @@ sub publish
 	  ") FROM generate_series(1, $count);";
 }
 
+# Wait until everything is delivered, and counted, which comes after the receipt.
+sub settled
+{
+	wait_settled($node, 'postgres', 'mes');
+	wait_for($node, 'postgres',
+		"SELECT delivered_bytes = 100 * delivered FROM amqp_outbox.server_status
+			WHERE server = 'mes'", 'everything counted');
+	return;
+}
+
 # Messages in the histogram with a time in a range of seconds.
 sub timed
 {
@@ -95,7 +105,7 @@ is(findings(), '', 'all is well');
 #
 
 $node->safe_psql('postgres', publish(1000));
-wait_settled($node, 'postgres', 'mes');
+settled();
 is(value('delivered_bytes'), 100_000, 'bytes');
 is(value("round(bytes_per_second - 100 * delivered_per_second) = 0
 		AND delivered_per_second BETWEEN 1000 / 66.0 AND 1000"),
@@ -112,7 +122,7 @@ is( $node->safe_psql('postgres',
 my $slow = timed(2, 1e9);
 my $p99 = value('confirm_p99');
 $node->safe_psql('postgres', 'BEGIN;' . publish(1) . 'SELECT pg_sleep(2.5); COMMIT');
-wait_settled($node, 'postgres', 'mes');
+settled();
 is(timed(0, 1e9), 1001, 'a long transaction: counted');
 is(timed(2, 1e9), $slow, 'a long transaction: its own time does not count');
 
@@ -120,20 +130,20 @@ $broker->freeze;
 $node->safe_psql('postgres', publish(20));
 $node->safe_psql('postgres', 'SELECT pg_sleep(2.5)');
 $broker->thaw;
-wait_settled($node, 'postgres', 'mes');
+settled();
 is(timed(2, 1e9), $slow + 20, 'a broker that does not confirm: that time does count');
 is(value("confirm_p99 > '2 s'"), 't', 'a broker that does not confirm: p99');
 is(value("confirm_p50 < '2 s'"), 't', 'a broker that does not confirm: not p50');
 turns('confirm_time', '2s');
 $node->safe_psql('postgres', publish(4000));
-wait_settled($node, 'postgres', 'mes');
+settled();
 turns_back('confirm_time', '2s');
 
 # what is to wait has no time
 my $timed = timed(0, 1e9);
 my $bytes = value('delivered_bytes');
 $node->safe_psql('postgres', publish(5, ", delay => '100 ms'"));
-wait_settled($node, 'postgres', 'mes');
+settled();
 is(timed(0, 1e9), $timed, 'scheduled: no time');
 is(value('delivered_bytes'), $bytes + 500, 'scheduled: but bytes');
 
@@ -168,7 +178,7 @@ wait_for($node, 'postgres',
 	'a failed attempt');
 is(value('disconnected_since'), $since, 'attempts do not begin it anew');
 $broker->start;
-wait_settled($node, 'postgres', 'mes');
+settled();
 is(value('reconnects'), 1, 'reconnects: only what succeeded counts');
 turns_back('connection', '1ms');
 turns_back('overdue', '1ms');
@@ -188,7 +198,7 @@ turns('blocked', '1ms');
 wait_true('a second', sub { value("blocked_time > '1 s'") eq 't' });
 is(level('connection', '1ms', '1ms'), 'ok', 'blocked: but connected');
 $broker->ctl('eval', "rabbit_alarm:clear_alarm($alarm).");
-wait_settled($node, 'postgres', 'mes');
+settled();
 turns_back('blocked', '1ms');
 my $blocked = value('blocked_time');
 cmp_ok(value("blocked_time > '1 s'"), 'eq', 't', 'blocked: is remembered');
@@ -242,7 +252,7 @@ $node->append_conf('postgresql.conf', "synchronous_standby_names = ''");
 $node->reload;
 stop_load($load, await => 1);
 turns_back('horizon', '1ms');
-wait_settled($node, 'postgres', 'mes');
+settled();
 
 #
 # A large outbox
@@ -251,7 +261,8 @@ wait_settled($node, 'postgres', 'mes');
 is(level('outbox_size', '1GB', '1GB'), 'ok', 'outbox_size');
 $node->safe_psql('postgres', publish(10_000));
 turns('outbox_size', '1MB');
-wait_settled($node, 'postgres', 'mes');
+settled();
+my $quiet = $node->safe_psql('postgres', 'SELECT now()');
 
 #
 # No worker
@@ -298,10 +309,9 @@ $node->safe_psql('postgres', 'DROP SERVER third CASCADE');
 # test.
 #
 
-wait_for($node, 'postgres',
-	"SELECT delivered_per_second = 0 AND bytes_per_second = 0
-		AND confirm_p50 IS NULL AND confirm_p99 IS NULL
-		FROM amqp_outbox.server_status WHERE server = 'mes'", 'a quiet minute');
+$node->safe_psql('postgres', "SELECT pg_sleep_until('$quiet'::timestamptz + '66 s')");
+is(value('delivered_per_second, bytes_per_second, confirm_p50, confirm_p99'),
+	'0|0||', 'after a quiet minute');
 cmp_ok(timed(0, 1e9), '>', 10_000, 'the histogram is of all times');
 
 #
@@ -318,6 +328,17 @@ is(value("counted_since > '$counted_since', delivered_bytes, reconnects,
 	't|0|0|0||t', 'a restart: only totals remain');
 is(timed(0, 1e9), 0, 'a restart: no times');
 is(findings(), '', 'a restart: all is well');
+
+#
+# A standby needs no worker
+#
+
+my $standby = new_standby($node, 'standby');
+is( $standby->safe_psql('postgres',
+		"SELECT rule, level, detail FROM amqp_outbox.health
+			WHERE rule IN ('connection', 'worker') ORDER BY rule"),
+	"connection|ok|\nworker|ok|this is a standby", 'a standby');
+$standby->stop('fast');
 
 finish_node($node);
 done_testing();
