@@ -793,6 +793,31 @@ COMMENT ON COLUMN amqp_outbox.message.body_json IS
 COMMENT ON COLUMN amqp_outbox.message.idempotency_key IS
 'only to INSERT; null when read';
 
+-- the columns of the view below it are the same, but nobody inserts into it
+DO $$
+DECLARE
+	a record;
+BEGIN
+	FOR a IN SELECT m.attname, pg_catalog.col_description(m.attrelid, m.attnum) AS comment
+		FROM pg_catalog.pg_attribute m
+		WHERE m.attrelid OPERATOR(pg_catalog.=) 'amqp_outbox.message'::pg_catalog.regclass
+		AND m.attnum OPERATOR(pg_catalog.>) 0
+	LOOP
+		EXECUTE pg_catalog.format('COMMENT ON COLUMN amqp_outbox.stored_message.%I IS %L',
+			a.attname, a.comment);
+	END LOOP;
+END $$;
+COMMENT ON COLUMN amqp_outbox.stored_message.id IS
+'in the order of commits';
+COMMENT ON COLUMN amqp_outbox.stored_message.status IS
+'as in amqp_outbox.message, but for uncommitted';
+COMMENT ON COLUMN amqp_outbox.stored_message.body_text IS
+'null: for INSERT into amqp_outbox.message';
+COMMENT ON COLUMN amqp_outbox.stored_message.body_json IS
+'null: for INSERT into amqp_outbox.message';
+COMMENT ON COLUMN amqp_outbox.stored_message.idempotency_key IS
+'null: for INSERT into amqp_outbox.message';
+
 --
 -- INSERT into the view, or COPY, publishes as amqp_publish() does.  Columns have
 -- the names of its arguments; due_at is deliver_at, expires_at the end of its
@@ -869,7 +894,7 @@ COMMENT ON VIEW amqp_outbox.server_status IS
 COMMENT ON COLUMN amqp_outbox.server_status.server IS
 'name of the foreign server';
 COMMENT ON COLUMN amqp_outbox.server_status.state IS
-'of its worker: not started, starting, connecting, connected, blocked: the broker asked for a pause, waiting: for the next attempt, copy: see amqp_outbox.adopt(), draining, stopped';
+'of its worker: not started, starting, connecting, connected, blocked: the broker asked for a pause, waiting: for the next attempt, paused: see amqp_outbox.resume(), copy: see amqp_outbox.adopt(), draining, stopped';
 COMMENT ON COLUMN amqp_outbox.server_status.since IS
 'when that state began';
 COMMENT ON COLUMN amqp_outbox.server_status.host IS
@@ -1189,12 +1214,22 @@ FROM finding f
 	JOIN amqp_outbox.health_threshold() t ON t.rule = f.rule;
 COMMENT ON VIEW amqp_outbox.health IS
 'ok, warning or critical for each rule; of each server, and of the database where server is null';
+COMMENT ON COLUMN amqp_outbox.health.server IS
+'null: about the database';
 COMMENT ON COLUMN amqp_outbox.health.rule IS
 'worker: none; connection: none; blocked: by the broker; overdue: age of the oldest message that should have left; backlog: messages; confirm_time: 99 % of the last minute; dead_letters; last_error: seconds since then; topology: conflicts; horizon: a transaction takes long to commit; outbox_size: bytes on disk';
+COMMENT ON COLUMN amqp_outbox.health.level IS
+'value compared with warning and critical; of worker also what is said in detail';
+COMMENT ON COLUMN amqp_outbox.health.value IS
+'what is compared; null: there is nothing to compare';
+COMMENT ON COLUMN amqp_outbox.health.unit IS
+'of value, warning and critical: seconds, messages, declarations or bytes';
 COMMENT ON COLUMN amqp_outbox.health.warning IS
 'from this value on; of last_error: below it; null: never';
 COMMENT ON COLUMN amqp_outbox.health.critical IS
 'the same';
+COMMENT ON COLUMN amqp_outbox.health.detail IS
+'what is known beside the value, such as the last error; may be null';
 
 --
 -- Operators' functions
