@@ -1,4 +1,5 @@
-# AmqpOutboxReference.pm: docs/reference.md as data.
+# AmqpOutboxReference.pm: docs/reference.md as data, and the examples of other
+# documents.
 #
 # The reference is written for people; these few rules let a test read it:
 #
@@ -9,7 +10,7 @@
 #						the cells with the heads "type", "default" and "range"
 #						say something that can be compared
 #	```sql				an example: all of them are executed, in their order, in
-#						one session of psql
+#						one session of psql; a database "plant" exists
 #	```text				right after one: what psql shows, errors included.  White
 #						space and rulers do not count, and … stands for anything
 #						within a line.  An example without it must have no error

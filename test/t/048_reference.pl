@@ -1,10 +1,11 @@
 # docs/reference.md tells the truth: whatever the extension has is in it, with
-# its type and default, nothing else is, and its examples do what they show.
+# its type and default, nothing else is, and its examples do what they show; so
+# do those of docs/operations.md and docs/monitoring.md, which come after them.
 #
 # The reference is read as AmqpOutboxReference.pm says.  To document something
 # new, write Markdown: a row in the table of its kind, or a heading with a
 # table.  If an example does not do what it shows, the test leaves a copy of the
-# reference with what it does do in tmp_check/reference.md.
+# document with what it does do in tmp_check.
 
 use strict;
 use warnings FATAL => 'all';
@@ -15,8 +16,9 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $root = $AmqpOutboxTest::ROOT;
-my $file = "$root/docs/reference.md";
-my $reference = read_reference($file);
+my %document = map { $_ => read_reference("$root/docs/$_.md") }
+  qw(reference operations monitoring);
+my $reference = $document{reference};
 my $broker = AmqpOutboxTest::Broker->new('reference');
 my $node = new_node('main', conf => "timezone = 'UTC'");
 
@@ -230,7 +232,10 @@ foreach my $type (@types)
 my $registry = slurp_file("$root/src/registry.c");
 my ($state_names) = $registry =~ /^outbox_worker_state_name\((.*?)^\}/ms;
 my %words = (
-	'amqp_outbox.message.status' => [ literals('amqp_outbox.message') ],
+	'amqp_outbox.message.status' =>
+	  [ literals('amqp_outbox.message'), literals('amqp_outbox.stored_message') ],
+	'amqp_outbox.health.rule' =>
+	  [ map { $_->[0] } rows('SELECT rule FROM amqp_outbox.health_threshold()') ],
 	'amqp_outbox.topology.state' => [ literals('amqp_outbox.topology') ],
 	'amqp_outbox.server_status.state' =>
 	  [ 'not started', $state_names =~ /case OUTBOX_\w+:\s*return "([^"]+)"/g ],
@@ -445,11 +450,14 @@ none('every column of a view has a comment', map { $_->[0] } rows(
 none('every argument has a name', map { $_->[0] } rows(
 	"SELECT oid::regprocedure FROM function WHERE pronargs > 0
 		AND (proargnames IS NULL OR '' = ANY (proargnames))"));
+
+# What only looks at its arguments and at settings may say so.
 none('what writes is volatile', map { $_->[0] } rows(
-	"SELECT oid::regprocedure FROM function WHERE provolatile <> 'v'"));
+	"SELECT oid::regprocedure FROM function
+		WHERE provolatile <> 'v' AND proname <> 'health_threshold'"));
 none('what is parallel safe does not write', map { $_->[0] } rows(
 	"SELECT oid::regprocedure FROM function
-		WHERE proparallel = 's' AND proname <> 'validator'"));
+		WHERE proparallel = 's' AND proname NOT IN ('validator', 'health_threshold')"));
 none('functions of SQL pin their search_path', map { $_->[0] } rows(
 	"SELECT f.oid::regprocedure FROM function f JOIN pg_language l ON l.oid = f.prolang
 		WHERE l.lanname <> 'c' AND NOT EXISTS
@@ -459,11 +467,12 @@ none('functions of SQL pin their search_path', map { $_->[0] } rows(
 # The examples
 #
 
-# What an engineer who reads about it would like to see in use.
+# What an engineer who reads about it would like to see in use; of the many
+# thresholds some will do.
 my $examples = join('', map { $_->{sql} } @{ $reference->{examples} });
 my @used = (
 	(grep { exists $about{$_} } @functions, @relations),
-	keys %settings,
+	(grep { !/_(?:warning|critical)$/ } keys %settings),
 	map { $_->{name} } documented('server option'),
 	documented('user mapping option'), documented('trigger option'));
 none('all of it is in an example', grep { $examples !~ /\b\Q$_\E\b/ } @used);
@@ -473,45 +482,55 @@ my $plant = $broker->new_vhost('plant');
 $broker->ctl('add_user', 'mes', 'secret');
 $broker->ctl('set_permissions', '-p', 'plant', 'mes', '.*', '.*', '.*');
 
+$node->safe_psql('postgres', 'CREATE DATABASE plant');
+
 my $mark = 'end of example';
+my @examples;
+foreach my $document (qw(reference operations monitoring))
+{
+	push @examples, map { { %$_, document => $document } }
+	  @{ $document{$document}{examples} };
+}
 my $input = "\\set VERBOSITY verbose\n\\pset linestyle ascii\n"
   . "SET client_min_messages = warning;\n\\echo $mark\n";
-$input .= "$_->{sql}\n;\n\\echo $mark\n" foreach @{ $reference->{examples} };
+$input .= "$_->{sql}\n;\n\\echo $mark\n" foreach @examples;
 my $address = 'amqp://127.0.0.1:' . $broker->port;
 $input =~ s{amqp://rabbit1\b}{$address}g;
 
 my $output;
-my @psql = ($node->installed_command('psql'), '-X', '-q', '-d', $node->connstr('postgres'));
+my @psql = ($node->installed_command('psql'), '-X', '-q', '-d', $node->connstr('plant'));
 IPC::Run::run(\@psql, '<', \$input, '>&', \$output);
 $output =~ s/^psql:\S+ //gm;
 $output =~ s/^LOCATION:.*\n//gm;
 $output =~ s{\Q$address\E}{amqp://rabbit1}g;
 my (undef, @outputs) = split(/^$mark\n/m, $output, -1);
-my @wrong;
+my %wrong;
 
-foreach my $example (@{ $reference->{examples} })
+foreach my $example (@examples)
 {
 	my $actual = $example->{actual} = shift @outputs // 'psql has ended';
-	my $name = "the example that ends at line $example->{line}";
+	my $name = "$example->{document}: the example that ends at line $example->{line}";
+	my $right;
 
 	if (defined $example->{expected})
 	{
-		ok($example->{right} = same_output($actual, $example->{expected}), $name)
+		ok($right = same_output($actual, $example->{expected}), $name)
 		  or diag("says:\n$example->{expected}does:\n$actual");
 	}
 	else
 	{
-		ok($example->{right} = $actual !~ /ERROR|FATAL|connection to server/, $name)
+		ok($right = $actual !~ /ERROR|FATAL|connection to server/, $name)
 		  or diag($actual);
 	}
-	push @wrong, $example unless $example->{right};
+	push @{ $wrong{ $example->{document} } }, $example unless $right;
 }
-write_results() if @wrong;
+write_results($_, @{ $wrong{$_} }) foreach sort keys %wrong;
 
-# The reference with what the examples really show.
+# A document with what its examples really show.
 sub write_results
 {
-	my @lines = @{ $reference->{lines} };
+	my ($document, @wrong) = @_;
+	my @lines = @{ $document{$document}{lines} };
 
 	foreach my $example (reverse @wrong)
 	{
@@ -528,13 +547,22 @@ sub write_results
 		splice(@lines, $at, $old, '```text',
 			(map { s/\s+$//r } split(/\n/, $example->{actual} =~ s/\n+$//r)), '```');
 	}
-	my $results = "$PostgreSQL::Test::Utils::tmp_check/reference.md";
+	my $results = "$PostgreSQL::Test::Utils::tmp_check/$document.md";
 	open(my $fh, '>', $results) or die "cannot write $results: $!";
 	print $fh "$_\n" foreach @lines;
 	close($fh);
 	diag("see $results");
 	return;
 }
+
+#
+# Found
+#
+
+my $readme = slurp_file("$root/README.md");
+none('README.md links to all that is in docs',
+	grep { index($readme, "($_)") < 0 }
+	  map { "docs/" . (split(/\//, $_))[-1] } glob("$root/docs/*.md"));
 
 finish_node($node);
 done_testing();
