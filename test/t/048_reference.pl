@@ -72,6 +72,14 @@ sub documented
 	} @{ $reference->{rows} };
 }
 
+# Those of the tables of one kind in another document.
+sub documented_in
+{
+	my ($document, $kind) = @_;
+
+	return grep { $_->{kind} eq $kind } @{ $document{$document}{rows} };
+}
+
 # The same names here and there; both are lists.
 sub same_names
 {
@@ -252,6 +260,14 @@ sub literals
 same_names($_, $words{$_}, [ map { $_->{name} } documented('value', $_) ])
   foreach sort keys %words;
 
+# The same in other documents.
+my ($check_names) = slurp_file("$root/src/chart.c") =~ /^outbox_check_name\((.*?)^\}/ms;
+same_names('checks of doctor()',
+	[ $check_names =~ /= "(\w+)"/g ],
+	[ map { $_->{name} } documented_in('operations', 'check') ]);
+same_names('rules of health', $words{'amqp_outbox.health.rule'},
+	[ map { $_->{name} } documented_in('monitoring', 'rule') ]);
+
 #
 # Settings
 #
@@ -285,6 +301,21 @@ foreach my $row (grep { $settings{ $_->{name} } } documented('setting'))
 	  if $type eq 'enum' && join(', ', @range) ne $values;
 }
 none('types, defaults, ranges and contexts of settings', @problems);
+
+# Thresholds, where the rules are explained.
+@problems = ();
+foreach my $row (documented_in('monitoring', 'rule'))
+{
+	foreach my $level ('warning', 'critical')
+	{
+		my $name = "amqp_outbox.health_$row->{name}_$level";
+		my (undef, undef, $unit, $boot) = @{ $settings{$name} // next };
+
+		push @problems, "$name has the default $boot"
+		  if in_unit($row->{$level} =~ s/^never$/0/r, $unit) ne $boot;
+	}
+}
+none('thresholds of the rules of health', @problems);
 
 #
 # Options
@@ -447,6 +478,15 @@ none('every column of a view has a comment', map { $_->[0] } rows(
 	"SELECT r.name || '.' || a.attname FROM relation r
 		JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0
 		WHERE r.relkind = 'v' AND col_description(r.oid, a.attnum) IS NULL ORDER BY 1"));
+my $hidden = join(', ', map { "'$_->{name}'" }
+	  grep { $_->{''} =~ /not for `pg_monitor`/ }
+	  documented('column', 'amqp_outbox.stored_message'));
+none('pg_monitor sees of stored_message what it is said to see', map { $_->[0] } rows(
+	"SELECT attname || ': ' || granted FROM (SELECT attname,
+			has_column_privilege('pg_monitor', attrelid, attnum, 'SELECT') AS granted
+			FROM pg_attribute WHERE attrelid = 'amqp_outbox.stored_message'::regclass
+			AND attnum > 0) a
+		WHERE granted = (attname IN ($hidden)) ORDER BY 1"));
 none('every argument has a name', map { $_->[0] } rows(
 	"SELECT oid::regprocedure FROM function WHERE pronargs > 0
 		AND (proargnames IS NULL OR '' = ANY (proargnames))"));
