@@ -589,6 +589,10 @@ outbox_registry_account(OutboxWorkerEntry *entry, OutboxWorkerState state,
 			status->connections += status->disconnected_since != 0;
 			status->disconnected_since = 0;
 			break;
+		case OUTBOX_WORKER_PAUSED:
+			/* it is not meant to be connected */
+			status->disconnected_since = 0;
+			break;
 		case OUTBOX_WORKER_DRAINING:
 			break;
 		default:

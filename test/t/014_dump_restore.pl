@@ -111,7 +111,7 @@ is( $node->safe_psql('early',
 			FROM amqp_outbox.horizon()'),
 	't', 'adopted: new ids are larger than those that were restored');
 publish('early', 'new', 10, 'q');
-wait_settled($node, 'early');
+wait_settled($node, 'early', 'mes');
 is_deeply(
 	[ map { $_->[0] } $broker->fields('q', 'message_id') ],
 	[ (map { "pending $_" } 1 .. 200), (map { "new $_" } 1 .. 10) ],

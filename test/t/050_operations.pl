@@ -69,6 +69,10 @@ sql("SELECT amqp_publish('', 'q', 'x'::text, message_id => 'other', server => 'e
 wait_settled($node, 'postgres', 'erp');
 is_deeply(ids(), [ 'before', 'other' ], 'a paused server gets nothing, others do');
 is(status($node, 'postgres', 'mes', 'backlog'), 1, 'what is published waits');
+is(status($node, 'postgres', 'mes', 'disconnected_since'), '', 'and nobody misses it');
+is(sql("SELECT rule || ' ' || level || ' ' || detail FROM amqp_outbox.health
+		WHERE server = 'mes' AND level <> 'ok'"),
+	'worker warning paused: see amqp_outbox.resume()', 'but health says so');
 wait_true('its connection is closed',
 	sub { 1 == ($broker->ctl('list_connections', '--silent', 'user') =~ tr/\n//) });
 
