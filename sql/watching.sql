@@ -62,7 +62,9 @@ SET amqp_outbox.health_outbox_size_warning = '1MB';
 SELECT warning FROM amqp_outbox.health WHERE rule = 'outbox_size';
 SET amqp_outbox.health_overdue_warning = '1500ms';
 SELECT warning FROM amqp_outbox.health WHERE rule = 'overdue';
+\set VERBOSITY sqlstate
 SET amqp_outbox.health_overdue_warning = '-1s';
+\set VERBOSITY default
 SET amqp_outbox.health_everything_warning = 1;
 RESET ALL;
 

@@ -128,6 +128,12 @@ check_account(committed($node, 'postgres'),
 #
 
 $node->safe_psql('postgres', 'TRUNCATE sent');
+wait_for(
+	$node,
+	'postgres',
+	"SELECT last_error_at < clock_timestamp() - interval '1 s'
+		FROM amqp_outbox.server_status WHERE server = 'mes'",
+	'the end of the pause between two failures in the log');
 my $offset = -s $node->logfile;
 $broker->stop;
 wait_state($node, 'postgres', 'mes', 'waiting');
