@@ -307,8 +307,13 @@ sql("SELECT amqp_outbox.declare_exchange('mes', 'plugin', 'x-of-a-plugin');
 wait_item('plugin', 'conflict');
 wait_item('zzz', 'asserted');
 wait_state($node, 'postgres', 'mes', 'connected');
-like(item('plugin', "reply_code || ' ' || last_error || ' ' || what_to_do"),
-	qr/^503 COMMAND_INVALID - (unknown|invalid) exchange type 'x-of-a-plugin' Have the broker know .*  Until then it is left out/,
+# since RabbitMQ 4.0 only the channel, with another code
+my $closes = item('plugin', 'reply_code') == 503;
+like(
+	item('plugin', "reply_code || ' ' || last_error || ' ' || what_to_do"),
+	$closes
+	? qr/^503 COMMAND_INVALID - (unknown|invalid) exchange type 'x-of-a-plugin' Have the broker know .*  Until then it is left out/
+	: qr/^406 PRECONDITION_FAILED - unknown exchange type 'x-of-a-plugin' Declare it as the broker has or takes it/,
 	'an unknown type of exchange');
 $closed = connections_closed();
 publish('plant', 'plant1.order', 'beside it');
@@ -318,7 +323,8 @@ wait_settled($node, 'postgres');
 is(bodies('orders'), 'beside it and after it', 'messages flow');
 is(connections_closed(), $closed, 'and the connection stays');
 sql('SELECT amqp_outbox.wake()');
-wait_true('it to be tried when asked', sub { connections_closed() > $closed });
+wait_true('it to be tried when asked', sub { connections_closed() > $closed })
+  if $closes;
 sql("SELECT amqp_outbox.declare_exchange('mes', 'plugin', 'direct')");
 wait_item('plugin', 'asserted');
 

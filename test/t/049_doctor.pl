@@ -10,6 +10,7 @@ use AmqpOutboxTest;
 use IPC::Run;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
+use POSIX qw(strftime);
 use Test::More;
 use Time::HiRes qw(time usleep);
 
@@ -34,11 +35,20 @@ sub make_certificate
 {
 	my ($names, $days) = @_;
 
+	my @validity = ('-days', $days);
+
+	# newer ones of openssl refuse an end before the beginning
+	@validity = map {
+		(
+			'-not_' . ($_ == 1 ? 'after' : 'before'),
+			strftime('%Y%m%d%H%M%SZ', gmtime(time + $_ * $days * 86400)))
+	} (1, 2)
+	  if $days < 0 && `openssl x509 -help 2>&1` =~ /-not_after/;
 	append_to_file("$dir/extensions", "subjectAltName = $names\n");
 	system_or_bail(
 		'openssl', 'x509', '-req', '-in', "$dir/server.csr",
 		'-CA', "$dir/ours.pem", '-CAkey', "$dir/ours.key",
-		'-CAcreateserial', '-days', $days,
+		'-CAcreateserial', @validity,
 		'-extfile', "$dir/extensions", '-out', "$dir/server.pem");
 	unlink("$dir/extensions");
 	return;
