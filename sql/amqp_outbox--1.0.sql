@@ -497,7 +497,7 @@ COMMENT ON FUNCTION amqp_publish_row() IS
 -- 42501 without USAGE on its server; 22004 for a null.
 --
 -- Finding one of the last 4096 messages of the own session takes constant time;
--- for others the tables are searched, about 0.1 s for each million messages
+-- for others the tables are searched, about 0.15 s for each million messages
 -- that are stored.
 --
 CREATE FUNCTION amqp_wait_for_confirm(message_id text,
