@@ -191,5 +191,30 @@ wait_for($node, 'postgres',
 	"SELECT attempts >= 2 FROM amqp_outbox.deferred WHERE message_id = 'young'",
 	'the other one is tried again');
 
+
+#
+# An outage is no attempt, even of what is in flight
+#
+
+$node->safe_psql('postgres', 'SELECT amqp_outbox.discard(); DELETE FROM amqp_outbox.deferred');
+$broker->fields('q', 'message_id');
+$node->safe_psql('postgres', "ALTER SERVER mes OPTIONS (SET max_attempts '1', SET max_age '0')");
+wait_state($node, 'postgres', 'mes', 'connected');
+$broker->freeze;
+$node->safe_psql('postgres',
+	"SELECT amqp_publish('', 'q', 'x'::text, message_id => 'outage ' || i)
+		FROM generate_series(1, 10) i");
+wait_for($node, 'postgres',
+	'SELECT in_flight = 10 FROM amqp_outbox.server_status', 'ten in flight');
+$broker->kill9;
+wait_state($node, 'postgres', 'mes', 'waiting');
+$broker->start;
+wait_settled($node, 'postgres');
+is( $node->safe_psql('postgres',
+		"SELECT status, attempts, count(*) FROM amqp_outbox.message
+			WHERE message_id LIKE 'outage%' GROUP BY 1, 2"),
+	'delivered|1|10',
+	'an outage uses up no attempt');
+
 finish_node($node);
 done_testing();
