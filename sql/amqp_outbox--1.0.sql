@@ -69,9 +69,12 @@ CREATE TABLE amqp_outbox.outbox (
 	mandatory boolean,
 	ordering_key text,
 	expires_at timestamptz,
+	published_by text,
 	PRIMARY KEY (server_key, id),
 	CONSTRAINT leaves_only CHECK (false) NO INHERIT
 );
+COMMENT ON COLUMN amqp_outbox.outbox.published_by IS
+'the role; null if roles had no limit of their backlog';
 COMMENT ON TABLE amqp_outbox.outbox IS
 'committed messages in commit order; append-only; rows stand in its leaves';
 
@@ -329,8 +332,8 @@ END $$;
 -- Returns the message id, or the first message's for an idempotency key that
 -- was used before.  Errors: 22004 for a null, 22001 and 22023 for what
 -- AMQP does not allow, 22008 and 22015 for times, 54000 for what is too large,
--- 42704 for an unknown server, 42501 without USAGE on it, 25006 in a read-only
--- transaction.
+-- 42704 for an unknown server, 42501 without USAGE on it, 53400 when a limit of
+-- the server's backlog is reached, 25006 in a read-only transaction.
 --
 CREATE FUNCTION amqp_publish(exchange text, routing_key text, body jsonb,
 	headers jsonb DEFAULT NULL, content_type text DEFAULT NULL,
@@ -590,7 +593,8 @@ CREATE FUNCTION amqp_outbox.uncommitted(
 	OUT priority smallint, OUT correlation_id text, OUT reply_to text,
 	OUT expiration_ms bigint, OUT message_timestamp timestamptz,
 	OUT type text, OUT user_id text, OUT app_id text, OUT mandatory boolean,
-	OUT ordering_key text, OUT expires_at timestamptz, OUT due_at timestamptz)
+	OUT ordering_key text, OUT expires_at timestamptz, OUT published_by text,
+	OUT due_at timestamptz)
 RETURNS SETOF record LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'outbox_sql_uncommitted';
 COMMENT ON FUNCTION amqp_outbox.uncommitted() IS
@@ -644,6 +648,15 @@ RETURNS SETOF record LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'outbox_sql_latency';
 COMMENT ON FUNCTION amqp_outbox.latency(name) IS
 'histogram of the time from commit to confirm: messages that took at most so long, and longer than in the row before; null: longer than all';
+
+CREATE FUNCTION amqp_outbox.backlog(
+	OUT server name, OUT role name, OUT messages bigint, OUT bytes bigint,
+	OUT reserved_messages bigint, OUT reserved_bytes bigint,
+	OUT counted_at timestamptz, OUT counting boolean)
+RETURNS SETOF record LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'outbox_sql_backlog';
+COMMENT ON FUNCTION amqp_outbox.backlog() IS
+'what waits at servers of which the backlog is limited, in all (role is null) and of each role, and what open transactions have reserved; counted_at: when the tables were last counted, after a start or a change (null: not yet); counting: they are being counted anew';
 
 CREATE FUNCTION amqp_outbox.leaf()
 RETURNS integer LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED
@@ -1369,8 +1382,8 @@ COMMENT ON FUNCTION amqp_outbox.doctor(name, text) IS
 --                          EXECUTE     EXECUTE     EXECUTE
 -- amqp_publish_row()       EXECUTE     EXECUTE     EXECUTE
 -- server_status, health    -           SELECT      all
--- worker(), horizon(), measures(), latency(), health_threshold()
---                          -           EXECUTE     EXECUTE
+-- worker(), horizon(), backlog(), measures(), latency(),
+-- health_threshold()       -           EXECUTE     EXECUTE
 -- stored_message           -           SELECT but  all
 --                                      body, headers
 -- message                  INSERT      INSERT      all
@@ -1399,6 +1412,7 @@ REVOKE ALL ON FUNCTION amqp_outbox.horizon() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.measures() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.latency(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.health_threshold() FROM PUBLIC;
+REVOKE ALL ON FUNCTION amqp_outbox.backlog() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.wake() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_inbox_accept(text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.prune_inbox(bigint) FROM PUBLIC;
@@ -1419,3 +1433,4 @@ GRANT SELECT (server, id, message_id, status, exchange, routing_key,
 	reply_to, expiration, message_timestamp, type, user_id, app_id, mandatory,
 	ordering_key, expires_at, enqueued_at, due_at, delivered_at, attempts,
 	last_error) ON amqp_outbox.stored_message TO pg_monitor;
+GRANT EXECUTE ON FUNCTION amqp_outbox.backlog() TO pg_monitor;

@@ -12,6 +12,8 @@ CREATE SERVER by_options FOREIGN DATA WRAPPER amqp_outbox
 		vhost '/mes', heartbeat '1min', connect_timeout '5', confirm_timeout '30s',
 		frame_max '8192', window '1', persistent 'off', mandatory 'no', tls 'on',
 		max_attempts '5', max_age '1d', unroutable 'dead_letter',
+		backlog_limit '100000', backlog_limit_bytes '10GB', role_backlog_limit '0',
+		role_backlog_limit_bytes '1099511627776', backlog_action 'Warn',
 		cacertfile '/etc/ssl/plant.pem');
 CREATE SERVER by_both FOREIGN DATA WRAPPER amqp_outbox
 	OPTIONS (uri 'amqps://rabbit1:5671/mes', host 'rabbit1:5671', vhost 'mes',
@@ -50,6 +52,13 @@ CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (mandatory '2');
 CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (max_attempts '0');
 CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (max_age 'for ever');
 CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (unroutable 'drop');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (backlog_limit '-1');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (backlog_limit_bytes '-1');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (backlog_limit_bytes '2000TB');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (backlog_limit_bytes 'NaN');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (role_backlog_limit 'many');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (role_backlog_limit_bytes '5 GiB');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (backlog_action 'block');
 CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (vhost '');
 CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (host '');
 CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (host 'a,,b');

@@ -34,6 +34,7 @@
 #include "utils/resowner.h"
 #include "utils/tuplestore.h"
 
+#include "backlog.h"
 #include "buffer.h"
 #include "catalog.h"
 #include "flush.h"
@@ -308,6 +309,10 @@ static void
 outbox_buffer_subxact_callback(SubXactEvent event, SubTransactionId mySubid,
 							   SubTransactionId parentSubid, void *arg)
 {
+	if (event == SUBXACT_EVENT_COMMIT_SUB)
+		outbox_backlog_subxact_committed(GetCurrentTransactionNestLevel());
+	else if (event == SUBXACT_EVENT_ABORT_SUB)
+		outbox_backlog_subxact_aborted(GetCurrentTransactionNestLevel());
 	if (buffer == NULL)
 		return;
 	if (event == SUBXACT_EVENT_COMMIT_SUB)
@@ -367,6 +372,7 @@ outbox_buffer_xact_callback(XactEvent event, void *arg)
 			outbox_buffer_flush(true);
 			break;
 		case XACT_EVENT_COMMIT:
+			outbox_backlog_end(true);
 			outbox_horizon_clear(XactLastCommitEnd);
 			if (buffer && buffer->due_from != 0)
 				outbox_registry_deferred(MyDatabaseId, buffer->due_from);
@@ -379,6 +385,7 @@ outbox_buffer_xact_callback(XactEvent event, void *arg)
 		case XACT_EVENT_PREPARE:
 			/* memory and files go with the transaction */
 			buffer = NULL;
+			outbox_backlog_end(false);
 			outbox_horizon_clear(InvalidXLogRecPtr);
 			break;
 		case XACT_EVENT_PARALLEL_PRE_COMMIT:

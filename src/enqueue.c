@@ -21,6 +21,7 @@
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 
+#include "admit.h"
 #include "buffer.h"
 #include "claim.h"
 #include "enqueue.h"
@@ -69,6 +70,7 @@ outbox_draft_init(OutboxDraft *draft, const char *of, const char *what)
 	draft->what = what;
 	draft->server = NULL;
 	draft->serverid = InvalidOid;
+	draft->publisher = InvalidOid;
 	draft->delay = NULL;
 	draft->ttl = NULL;
 	draft->traceparent = NULL;
@@ -495,6 +497,20 @@ outbox_enqueue_message_id(OutboxDraft *draft, TimestampTz now)
 				 errhint("Leave it out to have one generated.")));
 }
 
+/* Is there room for it? */
+static void
+outbox_enqueue_admit(OutboxDraft *draft, Oid serverid)
+{
+	Oid			publisher = draft->publisher;
+	const char *role;
+
+	if (!OidIsValid(publisher))
+		publisher = GetUserId();
+	role = outbox_admit(serverid, publisher,
+						VARSIZE_ANY_EXHDR(DatumGetPointer(draft->values[OUTBOX_COL_BODY])));
+	outbox_enqueue_default_text(draft, OUTBOX_COL_PUBLISHED_BY, role);
+}
+
 Datum
 outbox_enqueue(OutboxDraft *draft)
 {
@@ -523,6 +539,7 @@ outbox_enqueue(OutboxDraft *draft)
 		!outbox_claim(serverid, PointerGetDatum(draft->idempotency_key), now,
 					  &draft->values[OUTBOX_COL_MESSAGE_ID]))
 		return draft->values[OUTBOX_COL_MESSAGE_ID];
+	outbox_enqueue_admit(draft, serverid);
 	outbox_buffer_put(serverid, draft->values, draft->isnull);
 	return draft->values[OUTBOX_COL_MESSAGE_ID];
 }

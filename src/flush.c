@@ -32,6 +32,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "backlog.h"
 #include "catalog.h"
 #include "flush.h"
 #include "horizon.h"
@@ -365,6 +366,9 @@ outbox_flush_add(OutboxFlush *flush, TupleTableSlot *message)
 	server_key = outbox_flush_server_key(flush, serverid);
 	values[OUTBOX_COL_SERVER_KEY] = Int32GetDatum(server_key);
 	values[OUTBOX_COL_ID] = Int64GetDatum(flush->next_id);
+	outbox_backlog_note(serverid, isnull[OUTBOX_COL_PUBLISHED_BY] ? NULL :
+						DatumGetTextPP(values[OUTBOX_COL_PUBLISHED_BY]),
+						VARSIZE_ANY_EXHDR(DatumGetPointer(values[OUTBOX_COL_BODY])));
 	/* what is prepared is not this session's any more */
 	if (flush->outbox.rel)
 		outbox_recent_note(values[OUTBOX_COL_MESSAGE_ID], serverid, server_key,

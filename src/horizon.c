@@ -355,6 +355,14 @@ outbox_horizon_registered(void)
 	return my_database >= 0;
 }
 
+int64
+outbox_horizon_first_id(void)
+{
+	/* our own slot: nobody else writes it */
+	Assert(my_database >= 0);
+	return shared->slots[OutboxMyProcNumber].first_id;
+}
+
 void
 outbox_horizon_clear(XLogRecPtr commit_lsn)
 {

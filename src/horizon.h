@@ -69,8 +69,9 @@ extern int64 outbox_horizon_take(Oid outbox_relid, int64 n);
  */
 extern void outbox_horizon_clear(XLogRecPtr commit_lsn);
 
-/* Whether the current transaction has taken ids. */
+/* Whether the current transaction has taken ids; the first of them. */
 extern bool outbox_horizon_registered(void);
+extern int64 outbox_horizon_first_id(void);
 
 /*
  * For a worker: the id below which every transaction that took an id has

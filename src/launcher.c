@@ -37,6 +37,7 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
+#include "backlog.h"
 #include "compat.h"
 #include "horizon.h"
 #include "launcher.h"
@@ -141,6 +142,7 @@ outbox_launcher_scan_databases(void)
 	TableScanDesc scan;
 	HeapTuple	tuple;
 	List	   *all = NIL;
+	uint64		epoch = outbox_backlog_last_epoch();
 	ListCell   *lc;
 
 	StartTransactionCommand();
@@ -159,6 +161,7 @@ outbox_launcher_scan_databases(void)
 	table_close(rel, AccessShareLock);
 	outbox_registry_forget_databases(all);
 	outbox_horizon_forget_databases(all);
+	outbox_backlog_forget_databases(all, epoch);
 	foreach(lc, launcher->scans)
 	{
 		if (!list_member_oid(all, lfirst_oid(lc)))

@@ -67,12 +67,13 @@
 
 static OutboxQuery requeue = {
 	"WITH gone AS (DELETE" DEAD_LETTERS " RETURNING d.*), back AS ("
-	"INSERT INTO amqp_outbox.deferred (" COLUMNS("") "expires_at, due_at,"
+	"INSERT INTO amqp_outbox.deferred (" COLUMNS("") "expires_at,"
+	" published_by, due_at,"
 	" attempts, first_attempt_at, last_attempt_at, possible_duplicate,"
 	" reply_code, last_error)"
 	" SELECT " COLUMNS("g.")
 	" CASE WHEN g.reason::pg_catalog.text OPERATOR(pg_catalog.<>) 'expired'"
-	" THEN g.expires_at END, pg_catalog.now(), 0, pg_catalog.now(),"
+	" THEN g.expires_at END, g.published_by, pg_catalog.now(), 0, pg_catalog.now(),"
 	" g.last_attempt_at, g.possible_duplicate, g.reply_code, g.last_error"
 	" FROM gone g)" TAKEN,
 	DEAD_LETTER_TYPES
@@ -81,8 +82,8 @@ static OutboxQuery requeue = {
 #define DISCARD(leaf) { \
 	"WITH gone AS (DELETE" DEAD_LETTERS " RETURNING d.*), noted AS (" \
 	"INSERT INTO amqp_outbox.late_" #leaf " (" COLUMNS("") "expires_at," \
-	" delivered_at, attempts)" \
-	" SELECT " COLUMNS("g.") " g.expires_at, NULL, g.attempts FROM gone g)" \
+	" published_by, delivered_at, attempts)" \
+	" SELECT " COLUMNS("g.") " g.expires_at, g.published_by, NULL, g.attempts FROM gone g)" \
 	TAKEN, \
 	DEAD_LETTER_TYPES \
 }
@@ -244,6 +245,7 @@ outbox_sql_discard(PG_FUNCTION_ARGS)
 typedef struct OutboxReplay
 {
 	Oid			serverid;
+	Oid			caller;			/* the statement runs as the tables' owner */
 	int64		count;
 } OutboxReplay;
 
@@ -266,6 +268,7 @@ outbox_manage_replay_one(const OutboxRow *row, void *arg)
 
 	outbox_draft_init(&draft, "amqp_outbox.message", "column");
 	draft.serverid = state->serverid;
+	draft.publisher = state->caller;
 	for (int i = 0; i < (int) lengthof(replayed); i++)
 		if (!row->isnull[replayed[i].from])
 			outbox_draft_set(&draft, replayed[i].to,
@@ -310,6 +313,7 @@ outbox_sql_replay(PG_FUNCTION_ARGS)
 				 errmsg("replay needs to know what to send again"),
 				 errhint("Give delivered_since, delivered_before, id, message_id or routing_key.")));
 	state.serverid = outbox_server_of_owner(NameStr(*PG_GETARG_NAME(0)));
+	state.caller = GetUserId();
 	outbox_query_each(&replay, values, nulls, outbox_manage_replay_one, &state);
 	PG_RETURN_INT64(state.count);
 }

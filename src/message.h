@@ -46,6 +46,7 @@ typedef struct OutboxMessage
 	const char *ordering_key;	/* NULL: none */
 	bool		held;			/* an earlier message of its key is not done */
 	const char *unreadable;		/* why; then only id and deferred are set */
+	const char *published_by;	/* role, in the database's encoding; NULL: none */
 
 	const char *message_id;
 	const char *exchange;		/* "" is AMQP's default exchange */

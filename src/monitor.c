@@ -16,6 +16,7 @@
 #include "tcop/utility.h"
 #include "utils/builtins.h"
 
+#include "backlog.h"
 #include "buffer.h"
 #include "catalog.h"
 #include "flush.h"
@@ -31,10 +32,12 @@
 #define OUTBOX_UNCOMMITTED_COLUMNS	(OUTBOX_NBUFFERED_COLUMNS - 1)
 #define OUTBOX_WORKER_COLUMNS		8
 #define OUTBOX_HORIZON_COLUMNS		4
+#define OUTBOX_BACKLOG_COLUMNS		8
 
 PG_FUNCTION_INFO_V1(outbox_sql_uncommitted);
 PG_FUNCTION_INFO_V1(outbox_sql_worker);
 PG_FUNCTION_INFO_V1(outbox_sql_horizon);
+PG_FUNCTION_INFO_V1(outbox_sql_backlog);
 PG_FUNCTION_INFO_V1(outbox_sql_adopt);
 PG_FUNCTION_INFO_V1(outbox_sql_ignore_replicated);
 PG_FUNCTION_INFO_V1(outbox_sql_leaf);
@@ -131,6 +134,40 @@ outbox_sql_horizon(PG_FUNCTION_ARGS)
 	values[3] = TimestampTzGetDatum(status.since);
 	isnull[2] = isnull[3] = status.holder == 0;
 	return HeapTupleGetDatum(heap_form_tuple(tupdesc, values, isnull));
+}
+
+Datum
+outbox_sql_backlog(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	OutboxBacklogStatus *status;
+	int			n;
+
+	outbox_shared_require();
+	InitMaterializedSRF(fcinfo, 0);
+	status = outbox_backlog_status(&n);
+	for (int i = 0; i < n; i++)
+	{
+		Datum		values[OUTBOX_BACKLOG_COLUMNS];
+		bool		isnull[OUTBOX_BACKLOG_COLUMNS] = {false};
+		NameData	name;
+
+		if (!outbox_server_get_name(status[i].serverid, &name))
+			continue;			/* its worker is about to leave */
+		values[0] = NameGetDatum(&name);
+		values[1] = NameGetDatum(&status[i].role);
+		isnull[1] = NameStr(status[i].role)[0] == '\0';
+		values[2] = Int64GetDatum(status[i].waiting.messages);
+		values[3] = Int64GetDatum(status[i].waiting.bytes);
+		values[4] = Int64GetDatum(status[i].reserved.messages);
+		values[5] = Int64GetDatum(status[i].reserved.bytes);
+		values[6] = TimestampTzGetDatum(status[i].counted_at);
+		isnull[6] = status[i].counted_at == 0;
+		values[7] = BoolGetDatum(status[i].counting);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values,
+							 isnull);
+	}
+	return (Datum) 0;
 }
 
 /*

@@ -14,6 +14,7 @@
 
 #include <ctype.h>
 #include <limits.h>
+#include <math.h>
 
 #include "access/htup_details.h"
 #include "access/reloptions.h"
@@ -30,6 +31,8 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
 #include "utils/syscache.h"
 
 #include "catalog.h"
@@ -45,13 +48,18 @@
 /* A password longer than this cannot travel in a frame before tuning. */
 #define OUTBOX_PASSWORD_MAX		8000
 
+/* So many bytes wait nowhere, and a double is exact up to it. */
+#define OUTBOX_BYTES_MAX		(INT64CONST(1) << 50)
+
 typedef enum OutboxOptionKind
 {
 	OUTBOX_OPTION_TEXT,
 	OUTBOX_OPTION_BOOL,
 	OUTBOX_OPTION_INT,
 	OUTBOX_OPTION_SECONDS,
-	OUTBOX_OPTION_UNROUTABLE
+	OUTBOX_OPTION_BYTES,		/* 64 bits, with units */
+	OUTBOX_OPTION_UNROUTABLE,
+	OUTBOX_OPTION_BACKLOG_ACTION
 } OutboxOptionKind;
 
 typedef struct OutboxOption
@@ -69,6 +77,12 @@ typedef struct OutboxOption
 
 /* Sorted by catalog and name: an error lists them in this order. */
 static const OutboxOption outbox_options[] = {
+	{"backlog_action", ForeignServerRelationId, OUTBOX_OPTION_BACKLOG_ACTION,
+		0, 0, false, SERVER_OPTION(backlog.action)},
+	{"backlog_limit", ForeignServerRelationId, OUTBOX_OPTION_INT, 0, INT_MAX,
+		false, SERVER_OPTION(backlog.messages)},
+	{"backlog_limit_bytes", ForeignServerRelationId, OUTBOX_OPTION_BYTES, 0, 0,
+		false, SERVER_OPTION(backlog.bytes)},
 	{"cacertfile", ForeignServerRelationId, OUTBOX_OPTION_TEXT, 0, 0, true,
 		SERVER_OPTION(cacertfile)},
 	{"confirm_timeout", ForeignServerRelationId, OUTBOX_OPTION_SECONDS, 1, 86400,
@@ -102,6 +116,10 @@ static const OutboxOption outbox_options[] = {
 		false, SERVER_OPTION(rate_limit)},
 	{"rate_limit_bytes", ForeignServerRelationId, OUTBOX_OPTION_INT, 0, INT_MAX,
 		false, SERVER_OPTION(rate_limit_bytes)},
+	{"role_backlog_limit", ForeignServerRelationId, OUTBOX_OPTION_INT, 0,
+		INT_MAX, false, SERVER_OPTION(backlog.role_messages)},
+	{"role_backlog_limit_bytes", ForeignServerRelationId, OUTBOX_OPTION_BYTES,
+		0, 0, false, SERVER_OPTION(backlog.role_bytes)},
 	{"tls", ForeignServerRelationId, OUTBOX_OPTION_BOOL, 0, 0, false, 0},
 	{"unroutable", ForeignServerRelationId, OUTBOX_OPTION_UNROUTABLE, 0, 0,
 		false, SERVER_OPTION(unroutable)},
@@ -231,6 +249,36 @@ outbox_option_unroutable(const OutboxOption *option, const char *value)
 	return OUTBOX_UNROUTABLE_ACCEPT;
 }
 
+static int64
+outbox_option_bytes(const OutboxOption *option, const char *value)
+{
+	double		bytes;
+
+	if (!parse_real(value, &bytes, GUC_UNIT_BYTE, NULL) ||
+		!(bytes >= 0 && bytes <= OUTBOX_BYTES_MAX))
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 errmsg("invalid value for option \"%s\": \"%s\"",
+						option->name, value),
+				 errhint("Give a number of bytes from 0 to " INT64_FORMAT ", such as \"1000000\" or \"10GB\".",
+						 OUTBOX_BYTES_MAX)));
+	return (int64) rint(bytes);
+}
+
+static OutboxBacklogAction
+outbox_option_backlog_action(const OutboxOption *option, const char *value)
+{
+	if (pg_strcasecmp(value, "refuse") == 0)
+		return OUTBOX_BACKLOG_REFUSE;
+	if (pg_strcasecmp(value, "warn") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 errmsg("invalid value for option \"%s\": \"%s\"",
+						option->name, value),
+				 errhint("Give \"refuse\" or \"warn\".")));
+	return OUTBOX_BACKLOG_WARN;
+}
+
 /* Check one value and, with an offset in the table, put it into the server. */
 static void
 outbox_option_apply(OutboxServer *server, const OutboxOption *option,
@@ -256,6 +304,13 @@ outbox_option_apply(OutboxServer *server, const OutboxOption *option,
 		case OUTBOX_OPTION_UNROUTABLE:
 			*(OutboxUnroutable *) field = outbox_option_unroutable(option,
 																   value);
+			break;
+		case OUTBOX_OPTION_BACKLOG_ACTION:
+			*(OutboxBacklogAction *) field =
+				outbox_option_backlog_action(option, value);
+			break;
+		case OUTBOX_OPTION_BYTES:
+			*(int64 *) field = outbox_option_bytes(option, value);
 			break;
 		case OUTBOX_OPTION_INT:
 		case OUTBOX_OPTION_SECONDS:
@@ -792,6 +847,98 @@ outbox_option_idempotency_retention(Oid serverid)
 {
 	return outbox_option_number(serverid, "idempotency_retention",
 								OUTBOX_DEFAULT_IDEMPOTENCY_RETENTION);
+}
+
+/*
+ * Limits of backlogs, which are looked at with each message: remembered, also
+ * that there are none, until servers change.
+ */
+
+typedef struct OutboxLimitsEntry
+{
+	Oid			serverid;		/* hash key */
+	OutboxBacklogLimits limits;
+	bool		limited;
+} OutboxLimitsEntry;
+
+static HTAB *limits_cache = NULL;
+static uint64 limits_changes = 0;	/* invalidations so far */
+
+static void
+outbox_option_limits_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	limits_changes++;
+}
+
+/* An empty cache, if servers may have changed since it was filled. */
+static void
+outbox_option_open_limits(void)
+{
+	static uint64 filled = 0;	/* after so many changes */
+	HASHCTL		ctl = {
+		.keysize = sizeof(Oid),
+		.entrysize = sizeof(OutboxLimitsEntry)
+	};
+	HTAB	   *old = limits_cache;
+
+	if (old && filled == limits_changes)
+		return;
+	if (old == NULL)
+		CacheRegisterSyscacheCallback(FOREIGNSERVEROID,
+									  outbox_option_limits_changed, (Datum) 0);
+	limits_cache = hash_create("amqp_outbox limits", 16, &ctl,
+							   HASH_ELEM | HASH_BLOBS);
+	filled = limits_changes;
+	if (old)
+		hash_destroy(old);
+}
+
+static void
+outbox_option_load_limits(Oid serverid, OutboxBacklogLimits *limits)
+{
+	ForeignServer *foreign = GetForeignServerExtended(serverid,
+													  FSV_MISSING_OK);
+	OutboxServer server = {.serverid = serverid};
+	ListCell   *lc;
+
+	if (foreign == NULL)
+		return;
+	foreach(lc, foreign->options)
+	{
+		DefElem    *def = lfirst_node(DefElem, lc);
+		const OutboxOption *option = outbox_option_find(def->defname,
+														ForeignServerRelationId);
+
+		if (option && option->offset >= SERVER_OPTION(backlog) &&
+			option->offset < SERVER_OPTION(backlog) + sizeof(server.backlog))
+			outbox_option_apply(&server, option, defGetString(def));
+	}
+	*limits = server.backlog;
+}
+
+const OutboxBacklogLimits *
+outbox_option_backlog_limits(Oid serverid)
+{
+	static OutboxLimitsEntry entry;
+	OutboxLimitsEntry *cached;
+	uint64		changes;
+
+	outbox_option_open_limits();
+	cached = hash_search(limits_cache, &serverid, HASH_FIND, NULL);
+	if (cached == NULL)
+	{
+		changes = limits_changes;
+		memset(&entry, 0, sizeof(entry));
+		entry.serverid = serverid;
+		outbox_option_load_limits(serverid, &entry.limits);
+		entry.limited = outbox_backlog_is_limited(&entry.limits);
+		/* unless they changed in the meantime, perhaps after our look */
+		if (changes == limits_changes)
+			*(OutboxLimitsEntry *) hash_search(limits_cache, &serverid,
+											   HASH_ENTER, NULL) = entry;
+		cached = &entry;
+	}
+	return cached->limited ? &cached->limits : NULL;
 }
 
 char *

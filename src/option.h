@@ -8,6 +8,7 @@
 #ifndef OUTBOX_OPTION_H
 #define OUTBOX_OPTION_H
 
+#include "backlog.h"
 #include "message.h"
 
 #define OUTBOX_DEFAULT_FRAME_MAX	131072
@@ -57,6 +58,7 @@ typedef struct OutboxServer
 	int			idempotency_retention;	/* seconds; 0: for ever */
 	int			rate_limit;		/* messages per second; 0: no limit */
 	int			rate_limit_bytes;	/* of bodies per second; 0: no limit */
+	OutboxBacklogLimits backlog;
 	bool		paused;			/* nothing is sent */
 	bool		persistent;		/* default for messages that do not say */
 	bool		mandatory;		/* the same */
@@ -83,6 +85,12 @@ extern void outbox_option_message_defaults(Oid serverid, bool *persistent,
 /* Single options of a server, for checks at enqueue.  Need a transaction. */
 extern int	outbox_option_frame_max(Oid serverid);
 extern int	outbox_option_idempotency_retention(Oid serverid);
+
+/*
+ * The limits of a server's backlog, NULL if it has none.  Remembered until
+ * servers change.  Needs a transaction; valid until the next call.
+ */
+extern const OutboxBacklogLimits *outbox_option_backlog_limits(Oid serverid);
 
 /*
  * The password to log in with: the option's, or the first line of the

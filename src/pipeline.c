@@ -32,6 +32,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "census.h"
 #include "destination.h"
 #include "flush.h"
 #include "horizon.h"
@@ -108,6 +109,7 @@ struct OutboxPipeline
 	bool		bury_deferred;	/* and it is the next one */
 	char	   *damage;			/* the error that it gives */
 
+	OutboxCensus *census;
 	int			suspects;		/* to be sent one at a time, see below */
 	OutboxRate	rate;			/* messages */
 	OutboxRate	rate_bytes;
@@ -127,6 +129,7 @@ outbox_pipeline_create(const char *server_name)
 	pipeline->server_name = MemoryContextStrdup(context, server_name);
 	pipeline->ledger = outbox_ledger_create(context, OUTBOX_LEDGER_SIZE);
 	pipeline->destinations = outbox_destinations_create(context);
+	pipeline->census = outbox_census_create(context);
 	pipeline->batch = MemoryContextAlloc(context, OUTBOX_READ_ROWS *
 										 sizeof(OutboxMessage *));
 
@@ -191,6 +194,20 @@ outbox_pipeline_open(OutboxPipeline *pipeline)
 	pipeline->next_due = GetCurrentTimestamp();
 	pipeline->due_floor.due_at = DT_NOBEGIN;
 	return OUTBOX_READ_SOME;
+}
+
+void
+outbox_pipeline_count(OutboxPipeline *pipeline, const OutboxServer *server)
+{
+	outbox_census_take(pipeline->census, server, pipeline->outbox,
+					   pipeline->server_key, pipeline->receipt.through_id);
+}
+
+TimestampTz
+outbox_pipeline_next_count(const OutboxPipeline *pipeline)
+{
+	return pipeline->server_key == 0 ? 0 :
+		outbox_census_next(pipeline->census);
 }
 
 /* In a transaction: build the rest of each message and put it on its way. */
@@ -764,16 +781,19 @@ outbox_pipeline_write_receipt(OutboxPipeline *pipeline,
 	receipt.settled_at = GetCurrentTimestamp();
 	/* what was only held was never sent */
 	receipt.clean = clean || !pipeline->may_have_sent;
+	outbox_census_begin_receipt(pipeline->census);
 	if (!outbox_store_begin())
 		return;
 	deferred = outbox_settlement_write(pipeline->ledger, n, server,
-									   pipeline->server_key, &receipt);
+									   pipeline->server_key, &receipt,
+									   pipeline->census);
 	outbox_store_write_receipt(pipeline->server_key, &receipt);
 	due_floor = outbox_pipeline_due_floor(pipeline, deferred,
 										  receipt.settled_at);
 	next_due = outbox_store_next_due(pipeline->server_key, &due_floor);
 	outbox_store_commit();
 
+	outbox_census_end_receipt(pipeline->census, server->serverid);
 	outbox_registry_settled(receipt.through_id);
 	pipeline->receipt = receipt;
 	pipeline->deferred -= deferred;
@@ -847,6 +867,9 @@ outbox_pipeline_look_for_due(OutboxPipeline *pipeline, TimestampTz from)
 	/* also when those that are on their way are settled */
 	if (from <= pipeline->due_read.due_at)
 		pipeline->due_read = place;
+	/* and nobody has added those to the backlog; at first, not even counted it */
+	if (TIMESTAMP_IS_NOBEGIN(from))
+		outbox_census_want(pipeline->census);
 }
 
 void

@@ -28,6 +28,14 @@ typedef enum OutboxReadResult
 extern OutboxPipeline *outbox_pipeline_create(const char *server_name);
 extern void outbox_pipeline_destroy(OutboxPipeline *pipeline);
 
+/*
+ * If the server's backlog is limited: count it, if that is due.  Runs a
+ * transaction if need be.  And when that is due next; 0: it is not.
+ */
+extern void outbox_pipeline_count(OutboxPipeline *pipeline,
+								  const OutboxServer *server);
+extern TimestampTz outbox_pipeline_next_count(const OutboxPipeline *pipeline);
+
 /* Whether there is room for more. */
 extern bool outbox_pipeline_has_room(const OutboxPipeline *pipeline);
 

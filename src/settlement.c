@@ -36,6 +36,7 @@ typedef struct OutboxSettlement
 	int32		server_key;
 	OutboxLedger *ledger;
 	OutboxReceipt *receipt;
+	OutboxCensus *census;
 	TimestampTz now;
 
 	/* collected */
@@ -90,6 +91,7 @@ outbox_settlement_bury(OutboxSettlement *settlement, const OutboxEntry *entry,
 	const OutboxMessage *msg = entry->message;
 
 	outbox_store_bury(settlement->server_key, deferral, msg->deferred);
+	outbox_census_gone(settlement->census, settlement->server, msg);
 	ereport(LOG,
 			(errmsg("message \"%s\" to server \"%s\" is a dead letter: %s",
 					msg->message_id, settlement->server->name,
@@ -155,6 +157,7 @@ outbox_settlement_unreadable(OutboxSettlement *settlement,
 								 msg->deferred, msg->unreadable,
 								 settlement->server->dead_letter_holds_key,
 								 settlement->now);
+	outbox_census_gone(settlement->census, settlement->server, msg);
 	/* its key could not be read, and others may have waited for it */
 	settlement->orphans |= msg->deferred;
 	ereport(LOG,
@@ -198,6 +201,8 @@ outbox_settlement_one(OutboxSettlement *settlement, const OutboxEntry *entry)
 	if (!msg->deferred)
 		settlement->receipt->through_id = msg->id;
 
+	if (delivered)
+		outbox_census_gone(settlement->census, settlement->server, msg);
 	if (delivered && msg->deferred)
 		settlement->delivered[settlement->ndelivered++] = msg->id;
 	else if (entry->outcome == OUTBOX_HELD)
@@ -235,13 +240,14 @@ outbox_settlement_release(OutboxSettlement *settlement, int n)
 int
 outbox_settlement_write(OutboxLedger *ledger, int n,
 						const OutboxServer *server, int32 server_key,
-						OutboxReceipt *receipt)
+						OutboxReceipt *receipt, OutboxCensus *census)
 {
 	OutboxSettlement settlement = {
 		.server = server,
 		.server_key = server_key,
 		.ledger = ledger,
 		.receipt = receipt,
+		.census = census,
 		.now = receipt->settled_at
 	};
 	int			deferred = 0;

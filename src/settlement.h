@@ -8,6 +8,7 @@
 #ifndef OUTBOX_SETTLEMENT_H
 #define OUTBOX_SETTLEMENT_H
 
+#include "census.h"
 #include "ledger.h"
 #include "option.h"
 #include "store.h"
@@ -15,11 +16,12 @@
 /*
  * In a transaction of the store: write down what became of the n oldest
  * messages of the ledger, except the receipt itself, which is brought up to
- * date.  Returns how many of them were deferred ones.
+ * date, and for the census what does not wait any more.  Returns how many of them were deferred ones.
  */
 extern int	outbox_settlement_write(OutboxLedger *ledger, int n,
 									const OutboxServer *server,
 									int32 server_key,
-									OutboxReceipt *receipt);
+									OutboxReceipt *receipt,
+									OutboxCensus *census);
 
 #endif							/* OUTBOX_SETTLEMENT_H */

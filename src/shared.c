@@ -3,8 +3,8 @@
  * shared.c
  *	  Shared memory, as the server hands it out.
  *
- * What is in it belongs to horizon.c and registry.c, each with a lock of its
- * own; here is only the moment when it comes to be.
+ * What is in it belongs to horizon.c, registry.c and backlog.c, each with a lock
+ * of its own; here is only the moment when it comes to be.
  *
  *-------------------------------------------------------------------------
  */
@@ -15,6 +15,7 @@
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
 
+#include "backlog.h"
 #include "horizon.h"
 #include "registry.h"
 #include "shared.h"
@@ -31,6 +32,7 @@ outbox_shared_request(void)
 		prev_shmem_request_hook();
 	outbox_horizon_request();
 	outbox_registry_request();
+	outbox_backlog_request();
 }
 
 static void
@@ -42,6 +44,7 @@ outbox_shared_startup(void)
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	outbox_horizon_startup();
 	outbox_registry_startup();
+	outbox_backlog_startup();
 	LWLockRelease(AddinShmemInitLock);
 	available = true;
 }

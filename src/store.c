@@ -16,6 +16,8 @@
  */
 #include "postgres.h"
 
+#include <limits.h>
+
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "access/xlog.h"
@@ -57,7 +59,7 @@
 	"server_key, id, message_id, enqueued_at, exchange, routing_key, body," \
 	" headers, content_type, content_encoding, persistent, priority," \
 	" correlation_id, reply_to, expiration_ms, message_timestamp, type," \
-	" user_id, app_id, mandatory, ordering_key, expires_at"
+	" user_id, app_id, mandatory, ordering_key, expires_at, published_by"
 
 /* Columns of amqp_outbox.deferred and amqp_outbox.dead_letter that follow. */
 #define OUTBOX_ATTEMPT_COLUMNS \
@@ -69,7 +71,7 @@
 	"server_key, id, message_id, enqueued_at, exchange, routing_key," \
 	" content_type, content_encoding, persistent, priority, correlation_id," \
 	" reply_to, expiration_ms, message_timestamp, type, user_id, app_id," \
-	" mandatory, ordering_key, expires_at"
+	" mandatory, ordering_key, expires_at, published_by"
 #define OUTBOX_UNREADABLE_COLUMNS \
 	" body, reason, attempts, first_attempt_at, last_attempt_at," \
 	" possible_duplicate, last_error, holds_key"
@@ -131,6 +133,7 @@ typedef enum OutboxStatementId
 	STATEMENT_LEAF_SETTLED,
 	STATEMENT_CARRY_RECEIPTS,
 	STATEMENT_PRUNE_KEYS,
+	STATEMENT_BACKLOG,
 	NSTATEMENTS
 } OutboxStatementId;
 
@@ -349,6 +352,15 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 		" ORDER BY server_key DESC, through_id DESC, receipt_no DESC LIMIT 1) r"
 		" WHERE r.leaf = $1 ON CONFLICT DO NOTHING",
 		1, {OIDOID}
+	},
+	/* what waits: beyond the newest receipt $2 in the outbox, below $3 */
+	[STATEMENT_BACKLOG] = {
+		"SELECT published_by, count(*), sum(octet_length(body))"
+		" FROM (SELECT published_by, body FROM amqp_outbox.outbox"
+		" WHERE server_key = $1 AND id > $2 AND id < $3"
+		" UNION ALL SELECT published_by, body FROM amqp_outbox.deferred"
+		" WHERE server_key = $1 AND id < $3) m GROUP BY published_by",
+		3, {INT4OID, INT8OID, INT8OID}
 	},
 };
 
@@ -646,6 +658,10 @@ outbox_store_form_message(HeapTuple tuple, TupleDesc tupdesc,
 		DatumGetTimestampTz(values[OUTBOX_NCOLUMNS + 4]);
 	msg->ordering_key = outbox_store_get_text(values, isnull,
 											  OUTBOX_COL_ORDERING_KEY);
+	/* it is compared here, and does not travel */
+	if (!isnull[OUTBOX_COL_PUBLISHED_BY])
+		msg->published_by =
+			TextDatumGetCString(values[OUTBOX_COL_PUBLISHED_BY]);
 	msg->message_id = outbox_store_get_text(values, isnull,
 											OUTBOX_COL_MESSAGE_ID);
 	msg->exchange = outbox_store_get_text(values, isnull, OUTBOX_COL_EXCHANGE);
@@ -1045,6 +1061,31 @@ outbox_store_prune_keys(int32 server_key, TimestampTz before)
 	values[1] = TimestampTzGetDatum(before);
 	return outbox_store_execute(STATEMENT_PRUNE_KEYS, values, NULL,
 								SPI_OK_DELETE, 0) == OUTBOX_PRUNE_ROWS;
+}
+
+void
+outbox_store_backlog(int32 server_key, int64 after, int64 before,
+					 OutboxBacklogSums *sums)
+{
+	Datum		values[3];
+	uint64		n;
+
+	values[0] = Int32GetDatum(server_key);
+	values[1] = Int64GetDatum(after);
+	values[2] = Int64GetDatum(before);
+	n = outbox_store_execute(STATEMENT_BACKLOG, values, NULL, SPI_OK_SELECT,
+							 INT_MAX);
+	for (uint64 i = 0; i < n; i++)
+	{
+		char	   *role = SPI_getvalue(SPI_tuptable->vals[i],
+										SPI_tuptable->tupdesc, 1);
+		OutboxBacklogSum *sum =
+			outbox_backlog_sum(sums, InvalidOid, role ? role : "",
+							   role ? Min(strlen(role), NAMEDATALEN - 1) : 0);
+
+		outbox_quantity_add(&sum->all, DatumGetInt64(outbox_store_column(i, 2)),
+							DatumGetInt64(outbox_store_column(i, 3)));
+	}
 }
 
 /*

@@ -8,6 +8,7 @@
 #ifndef OUTBOX_STORE_H
 #define OUTBOX_STORE_H
 
+#include "backlog.h"
 #include "message.h"
 #include "option.h"
 
@@ -183,6 +184,14 @@ extern void outbox_store_deliver_deferred(int32 server_key, const int64 *ids,
  * whether there may be more.  One that is being claimed anew is left alone.
  */
 extern bool outbox_store_prune_keys(int32 server_key, TimestampTz before);
+
+/*
+ * Add up what waits, by the roles that published it (server OIDs are left out):
+ * messages of the outbox with after < id < before, and deferred ones with
+ * id < before.
+ */
+extern void outbox_store_backlog(int32 server_key, int64 after, int64 before,
+								 OutboxBacklogSums *sums);
 
 /*
  * Whether every message in a leaf of the outbox is settled, and since when

@@ -48,6 +48,7 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
+#include "backlog.h"
 #include "catalog.h"
 #include "compat.h"
 #include "horizon.h"
@@ -549,6 +550,9 @@ outbox_worker_move_messages(TimestampTz now)
 		outbox_worker_read();
 
 	if (!outbox_worker_draining() && may_run_sql)
+		outbox_pipeline_count(worker->pipeline, worker->server);
+
+	if (!outbox_worker_draining() && may_run_sql)
 		outbox_worker_assert(now);
 
 	/* the first message needs a receipt before it */
@@ -828,6 +832,8 @@ outbox_worker_timeout(TimestampTz now)
 	if (!outbox_worker_draining())
 	{
 		timeout = outbox_worker_until(worker->rotate_at, now, timeout);
+		timeout = outbox_worker_until(outbox_pipeline_next_count(worker->pipeline),
+									  now, timeout);
 		timeout = outbox_worker_until(outbox_keeper_next(worker->keeper), now,
 									  timeout);
 	}
@@ -966,6 +972,7 @@ outbox_scout_main(Oid dboid)
 	Oid		   *oids;
 	int			n = 0;
 	int			without_room;
+	uint64		epoch = outbox_backlog_last_epoch();
 	ListCell   *lc;
 
 	StartTransactionCommand();
@@ -975,6 +982,7 @@ outbox_scout_main(Oid dboid)
 	foreach(lc, servers)
 		oids[n++] = lfirst_oid(lc);
 	without_room = outbox_registry_report(dboid, oids, n);
+	outbox_backlog_keep_servers(dboid, oids, n, epoch);
 	if (without_room > 0)
 		ereport(WARNING,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),

@@ -342,6 +342,7 @@ sub option_type
 
 	return ('integer, s', "$1 $2")
 	  if $hint =~ /^Give a time from (\d+) to (\d+) seconds/;
+	return ('integer, B', "$1 $2") if $hint =~ /^Give a number of bytes from (\d+) to (\d+)/;
 	return ('integer', "$1 $2") if $hint =~ /(?:number from|go from) (\d+) to (\d+)/;
 	return ('boolean', '') if $hint =~ /^Give true or false/;
 	return ('text', $1 =~ s/ or |, / /gr) if $hint =~ /^Give (\w+(?:, \w+)* or \w+)\.$/;
@@ -354,7 +355,9 @@ my ($set_defaults) = $source =~ /^outbox_option_set_defaults\((.*?)^\}/ms;
 my %constant = $source =~ /^#define\s+(OUTBOX_\w+)\s+\(?([^\n\/]*?)\)?\s*(?:\/\*.*)?$/gm;
 my %set = $set_defaults =~ /server->(\w+) = ([^;]+);/g;
 
-# Three that are not in the function.
+# Those that are not in the function.
+$set{backlog_action} = lc $1
+  if slurp_file("$root/src/backlog.h") =~ /^typedef enum OutboxBacklogAction\n\{\n\s*OUTBOX_BACKLOG_(\w+)/m;
 $set{host} = $1 if $source =~ /hosts \? hosts : ("[^"]+")/;
 $set{port} = 'OUTBOX_PORT';
 

@@ -1,0 +1,64 @@
+/*-------------------------------------------------------------------------
+ *
+ * admit.c
+ *	  Whether the backlog of a server has room for a message.
+ *
+ * Runs at every amqp_publish(): where a server has no limits, a look into a
+ * hash table of the session is all that it costs.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "foreign/foreign.h"
+#include "miscadmin.h"
+
+#include "admit.h"
+#include "backlog.h"
+#include "option.h"
+
+/* Say which limit is exceeded, and what can be done. */
+static void
+outbox_admit_report(int elevel, Oid serverid, const char *role, int64 bytes,
+					const OutboxBacklogExcess *excess)
+{
+	const char *server = GetForeignServer(serverid)->servername;
+	const char *option = excess->of_role ?
+		(excess->in_bytes ? "role_backlog_limit_bytes" : "role_backlog_limit") :
+		(excess->in_bytes ? "backlog_limit_bytes" : "backlog_limit");
+
+	ereport(elevel,
+			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+			 excess->of_role
+			 ? errmsg("backlog of role \"%s\" for server \"%s\" is full",
+					  role, server)
+			 : errmsg("backlog of server \"%s\" is full", server),
+			 excess->in_bytes
+			 ? errdetail("Messages with " INT64_FORMAT " bytes wait to be delivered, and this one has " INT64_FORMAT "; the server's %s is " INT64_FORMAT ".",
+						 excess->waiting, bytes, option, excess->limit)
+			 : errdetail(INT64_FORMAT " messages wait to be delivered; the server's %s is " INT64_FORMAT ".",
+						 excess->waiting, option, excess->limit),
+			 excess->in_bytes && bytes > excess->limit
+			 ? errhint("Make the message smaller, or have the server's owner raise the limit.")
+			 : errhint("Publish again when the broker has taken some of them (amqp_outbox.server_status tells how it is), or have the server's owner raise the limit.")));
+}
+
+const char *
+outbox_admit(Oid serverid, Oid roleid, int64 bytes)
+{
+	const OutboxBacklogLimits *limits = outbox_option_backlog_limits(serverid);
+	OutboxBacklogExcess excess;
+	const char *role = NULL;
+
+	if (limits == NULL)
+		return NULL;
+	if (outbox_backlog_limits_roles(limits))
+		role = GetUserNameFromId(roleid, false);
+	if (outbox_backlog_reserve(serverid, role, bytes, limits, &excess))
+		return role;
+	if (limits->action == OUTBOX_BACKLOG_REFUSE)
+		outbox_admit_report(ERROR, serverid, role, bytes, &excess);
+	else if (excess.first)
+		outbox_admit_report(WARNING, serverid, role, bytes, &excess);
+	return role;
+}
