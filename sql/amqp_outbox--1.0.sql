@@ -220,6 +220,28 @@ COMMENT ON TABLE amqp_outbox.topology_state IS
 COMMENT ON COLUMN amqp_outbox.topology_state.closes_connection IS
 'the broker closed the connection because of it, so it is not asserted again before somebody changes something';
 
+CREATE TABLE amqp_outbox.allowed_item (
+	server_key integer NOT NULL,
+	role regrole NOT NULL,
+	exchange text COLLATE "C" NOT NULL,
+	routing_key text COLLATE "C" NOT NULL,
+	PRIMARY KEY (server_key, role, exchange, routing_key)
+);
+COMMENT ON TABLE amqp_outbox.allowed_item IS
+'allow lists of servers, see amqp_outbox.allowed';
+COMMENT ON COLUMN amqp_outbox.allowed_item.role IS
+'0: all roles';
+
+CREATE FUNCTION amqp_outbox.allowed_changed()
+RETURNS trigger LANGUAGE C
+AS 'MODULE_PATHNAME', 'outbox_sql_allowed_changed';
+COMMENT ON FUNCTION amqp_outbox.allowed_changed() IS
+'lets sessions look at amqp_outbox.allowed_item anew';
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE
+	ON amqp_outbox.allowed_item
+	FOR EACH STATEMENT EXECUTE FUNCTION amqp_outbox.allowed_changed();
+ALTER TABLE amqp_outbox.allowed_item ENABLE ALWAYS TRIGGER changed;
+
 --
 -- The ring: what is only appended to stands in leaves, of which one is
 -- written; the oldest is emptied as a whole when nobody needs it any more (see
@@ -255,6 +277,9 @@ SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.dead_letter', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.idempotency_key', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.inbox', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.topology_item', '');
+-- without those of roles that were dropped
+SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.allowed_item',
+	'WHERE role = 0 OR EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid = role)');
 DO $$
 BEGIN
 	FOR leaf IN 0 .. 3 LOOP
@@ -1375,6 +1400,61 @@ COMMENT ON FUNCTION amqp_outbox.doctor(name, text) IS
 'examine the way to a server''s broker: what is well, what is not, and what to do';
 
 --
+-- The allow list of a server
+--
+-- Where a server's option allow_list is true, USAGE on it lets a role publish
+-- only what an entry covers: one of its own, of a role whose rights it has, or of
+-- PUBLIC (the role public).  The server's owner and superusers may publish
+-- anything.  Both patterns are AMQP's: words between dots, "*" for one word, "#"
+-- for any number of them; the empty text covers only the default exchange.
+-- RabbitMQ takes more routing keys from the headers CC and BCC, and these have to
+-- be covered as well.
+--
+-- Errors: 42501 for anybody but the server's owner, 42704 if there is no such
+-- server or role, and in disallow() no such entry, 22004 for a null, 22001 for a
+-- pattern of more than 255 bytes, 22023 for one in which "*" or "#" is only part
+-- of a word.
+--
+CREATE FUNCTION amqp_outbox.allow(server name, role name, exchange text,
+	routing_key text)
+RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'outbox_sql_allow';
+COMMENT ON FUNCTION amqp_outbox.allow(name, name, text, text) IS
+'an entry of the allow list of a server: this role may publish to these exchanges with these routing keys';
+
+CREATE FUNCTION amqp_outbox.disallow(server name, role name, exchange text,
+	routing_key text)
+RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'outbox_sql_disallow';
+COMMENT ON FUNCTION amqp_outbox.disallow(name, name, text, text) IS
+'take back amqp_outbox.allow()';
+
+CREATE VIEW amqp_outbox.allowed WITH (security_barrier) AS
+SELECT k.server,
+	CASE WHEN a.role = 0 THEN 'public'
+		ELSE pg_get_userbyid(a.role) END AS role,
+	a.exchange, a.routing_key
+FROM amqp_outbox.allowed_item a
+	JOIN amqp_outbox.server_key k ON k.server_key = a.server_key
+	JOIN pg_catalog.pg_foreign_server f ON f.srvname = k.server
+WHERE pg_has_role('pg_monitor', 'USAGE')
+	OR pg_has_role(f.srvowner, 'USAGE')
+	OR CASE WHEN a.role = 0 THEN has_server_privilege(f.oid, 'USAGE')
+		ELSE pg_has_role(a.role, 'USAGE') END;
+COMMENT ON VIEW amqp_outbox.allowed IS
+'allow lists of one''s own servers, and what oneself may publish';
+COMMENT ON COLUMN amqp_outbox.allowed.server IS
+'name of the foreign server';
+COMMENT ON COLUMN amqp_outbox.allowed.role IS
+'who may; public is everybody';
+COMMENT ON COLUMN amqp_outbox.allowed.exchange IS
+'pattern; the empty one is the default exchange';
+COMMENT ON COLUMN amqp_outbox.allowed.routing_key IS
+'pattern';
+
+--
 -- Privileges, as one matrix.  The right to publish is USAGE on the server.
 --
 --                          PUBLIC      pg_monitor  owner
@@ -1398,13 +1478,17 @@ COMMENT ON FUNCTION amqp_outbox.doctor(name, text) IS
 -- declare_...(), bind_...(), undeclare_...(), unbind_...()
 --                          EXECUTE     EXECUTE     EXECUTE
 -- doctor()                 EXECUTE     EXECUTE     EXECUTE
+-- allow(), disallow()      EXECUTE, for owners of servers
+-- allowed                  SELECT      SELECT      all
 --
+-- Of allowed everybody sees what he may, and what is of servers that he owns.
 -- Of topology everybody sees what is of servers that he owns, pg_monitor sees
 -- all; the functions let a server's owner change it, and doctor() lets him
 -- examine it.
 --
 REVOKE ALL ON FUNCTION amqp_outbox.validator(text[], oid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.ignore_replicated() FROM PUBLIC;
+REVOKE ALL ON FUNCTION amqp_outbox.allowed_changed() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.uncommitted() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.leaf() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.worker() FROM PUBLIC;
@@ -1421,6 +1505,7 @@ REVOKE ALL ON FUNCTION amqp_outbox.insert_message() FROM PUBLIC;
 GRANT USAGE ON SCHEMA amqp_outbox TO PUBLIC;
 GRANT INSERT ON amqp_outbox.message TO PUBLIC;
 GRANT SELECT ON amqp_outbox.topology TO PUBLIC;
+GRANT SELECT ON amqp_outbox.allowed TO PUBLIC;
 GRANT SELECT ON amqp_outbox.server_status TO pg_monitor;
 GRANT EXECUTE ON FUNCTION amqp_outbox.worker() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION amqp_outbox.horizon() TO pg_monitor;

@@ -1,10 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * admit.c
- *	  Whether the backlog of a server has room for a message.
+ *	  Whether a message may be published: the server's allow list, and the
+ *	  limits of its backlog.
  *
- * Runs at every amqp_publish(): where a server has no limits, a look into a
- * hash table of the session is all that it costs.
+ * Runs at every amqp_publish(): where a server has neither, two looks into a
+ * hash table of the session are all that it costs.
  *
  *-------------------------------------------------------------------------
  */
@@ -16,6 +17,7 @@
 #include "admit.h"
 #include "backlog.h"
 #include "option.h"
+#include "permission.h"
 
 /* Say which limit is exceeded, and what can be done. */
 static void
@@ -43,15 +45,29 @@ outbox_admit_report(int elevel, Oid serverid, const char *role, int64 bytes,
 			 : errhint("Publish again when the broker has taken some of them (amqp_outbox.server_status tells how it is), or have the server's owner raise the limit.")));
 }
 
+void
+outbox_admit_check(Oid serverid, Oid roleid, const text *exchange,
+				   const text *routing_key, Jsonb *headers)
+{
+	const OutboxAdmission *admission = outbox_option_admission(serverid);
+
+	if (admission && admission->allow_list)
+		outbox_permission_require(serverid, roleid, exchange, routing_key,
+								  headers);
+}
+
 const char *
 outbox_admit(Oid serverid, Oid roleid, int64 bytes)
 {
-	const OutboxBacklogLimits *limits = outbox_option_backlog_limits(serverid);
+	const OutboxAdmission *admission = outbox_option_admission(serverid);
+	const OutboxBacklogLimits *limits;
 	OutboxBacklogExcess excess;
 	const char *role = NULL;
 
-	if (limits == NULL)
+	if (admission == NULL ||
+		!outbox_backlog_is_limited(&admission->backlog))
 		return NULL;
+	limits = &admission->backlog;
 	if (outbox_backlog_limits_roles(limits))
 		role = GetUserNameFromId(roleid, false);
 	if (outbox_backlog_reserve(serverid, role, bytes, limits, &excess))

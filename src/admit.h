@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * admit.h
- *	  Whether the backlog of a server has room for a message.
+ *	  Whether a message may be published.
  *
  *-------------------------------------------------------------------------
  */
@@ -9,6 +9,15 @@
 #define OUTBOX_ADMIT_H
 
 #include "postgres.h"
+
+#include "utils/jsonb.h"
+
+/*
+ * Error 42501 if the server has an allow list that does not let the role
+ * publish this; headers may be NULL.
+ */
+extern void outbox_admit_check(Oid serverid, Oid roleid, const text *exchange,
+							   const text *routing_key, Jsonb *headers);
 
 /*
  * Reserve room for a message with so many bytes of body, until the transaction

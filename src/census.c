@@ -94,7 +94,7 @@ outbox_census_take(OutboxCensus *census, const OutboxServer *server,
 
 	if (!census->wanted || server_key == 0)
 		return;
-	if (!outbox_backlog_is_limited(&server->backlog))
+	if (!outbox_backlog_is_limited(&server->admission.backlog))
 	{
 		outbox_backlog_forget(server->serverid);
 		census->wanted = census->begun = false;
@@ -137,7 +137,7 @@ outbox_census_gone(OutboxCensus *census, const OutboxServer *server,
 {
 	OutboxBacklogSum *sum;
 
-	if (!outbox_backlog_is_limited(&server->backlog))
+	if (!outbox_backlog_is_limited(&server->admission.backlog))
 		return;
 	if (msg->unreadable)
 	{

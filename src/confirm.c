@@ -18,6 +18,7 @@
 #include "foreign/foreign.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -40,7 +41,10 @@ typedef struct OutboxWaited
 	bool		deferred;		/* receipts do not tell of it */
 } OutboxWaited;
 
-/* Several may have the same id if callers give the ids; the last one counts. */
+/*
+ * On the servers $2.  Several may have the same id if callers give the ids; the
+ * last one counts.
+ */
 static OutboxQuery look_up = {
 	"SELECT m.server_key, m.id, k.server FROM ("
 	"SELECT server_key, id FROM amqp_outbox.outbox"
@@ -53,8 +57,9 @@ static OutboxQuery look_up = {
 	" WHERE message_id OPERATOR(pg_catalog.=) $1"
 	") m JOIN amqp_outbox.server_key k"
 	" ON k.server_key OPERATOR(pg_catalog.=) m.server_key"
+	" WHERE k.server OPERATOR(pg_catalog.=) ANY ($2)"
 	" ORDER BY m.id DESC LIMIT 1",
-	1, {TEXTOID}, NULL
+	2, {TEXTOID, NAMEARRAYOID}, NULL
 };
 
 #define MESSAGE_IS(table) \
@@ -94,12 +99,42 @@ outbox_confirm_compare(TupleTableSlot *message, void *arg)
 				 errhint("Commit, and wait in the next transaction.")));
 }
 
+/*
+ * Names of the servers that the caller may publish to, and so may know of.  Who
+ * may not publish at all must not even have the tables searched.
+ */
+static Datum
+outbox_confirm_servers(void)
+{
+	List	   *servers = outbox_server_list();
+	Datum	   *names = palloc((list_length(servers) + 1) * sizeof(Datum));
+	int			n = 0;
+	ListCell   *lc;
+
+	foreach(lc, servers)
+	{
+		Name		name = palloc(NAMEDATALEN);
+
+		if (outbox_server_aclcheck(lfirst_oid(lc), GetUserId()) == ACLCHECK_OK &&
+			outbox_server_get_name(lfirst_oid(lc), name))
+			names[n++] = NameGetDatum(name);
+	}
+	if (n == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to wait for messages"),
+				 errdetail("Who may publish to a server may wait for its messages, and you may publish to none."),
+				 errhint("GRANT USAGE ON FOREIGN SERVER ... is the right to publish.")));
+	return PointerGetDatum(construct_array(names, n, NAMEOID, NAMEDATALEN,
+										   false, TYPALIGN_CHAR));
+}
+
 /* Where the message stands; an error if it is not known. */
 static void
 outbox_confirm_find(OutboxWaited *waited, text *message_id)
 {
 	const OutboxRecent *recent = outbox_recent_find(PointerGetDatum(message_id));
-	Datum		values[1];
+	Datum		values[2];
 	OutboxRow	row;
 
 	waited->message_id = text_to_cstring(message_id);
@@ -111,13 +146,14 @@ outbox_confirm_find(OutboxWaited *waited, text *message_id)
 		return;
 	}
 	values[0] = PointerGetDatum(message_id);
+	values[1] = outbox_confirm_servers();
 	if (!outbox_query_latest(&look_up, values, &row))
 	{
 		outbox_buffer_visit(outbox_confirm_compare, waited);
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("message \"%s\" is not known", waited->message_id),
-				 errdetail("It was never published here, or its transaction is not committed, or it was delivered longer ago than amqp_outbox.retention.")));
+				 errdetail("It was never published here, or to a server that you may not publish to, or its transaction is not committed, or it was delivered longer ago than amqp_outbox.retention.")));
 	}
 	waited->server_key = DatumGetInt32(row.values[0]);
 	waited->id = DatumGetInt64(row.values[1]);
@@ -125,7 +161,7 @@ outbox_confirm_find(OutboxWaited *waited, text *message_id)
 		get_foreign_server_oid(NameStr(*DatumGetName(row.values[2])), true);
 }
 
-/* Who may publish to a server may know what became of a message there. */
+/* This session has published it, perhaps when it still might. */
 static void
 outbox_confirm_check_rights(const OutboxWaited *waited)
 {

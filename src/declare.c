@@ -16,11 +16,9 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "catalog/pg_foreign_server.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "storage/lmgr.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
 
@@ -238,33 +236,11 @@ outbox_declaration_check_queue(const OutboxItem *item)
  * The server
  */
 
-/*
- * Its key; with its owner as the caller, and no DROP or RENAME of it until the
- * transaction ends.
- */
 static int32
 outbox_declaration_server(const OutboxDeclaration *call)
 {
-	NameData	name;
-	Oid			serverid;
-	Oid			locked = InvalidOid;
-
 	outbox_declaration_not_null(call, 0, "server");
-	name = *DatumGetName(call->fcinfo->args[0].value);
-
-	/* once it is locked, look again: it may have been renamed meanwhile */
-	while ((serverid = outbox_server_of_owner(NameStr(name))) != locked)
-	{
-		LockDatabaseObject(ForeignServerRelationId, serverid, 0,
-						   AccessShareLock);
-		locked = serverid;
-	}
-
-	if (!outbox_server_await_key(serverid, &name))
-		ereport(DEBUG1,
-				(errmsg_internal("no worker makes the key of server \"%s\"",
-								 NameStr(name))));
-	return outbox_catalog_server_key(&name);
+	return outbox_server_lock_key_of_owner(NameStr(*DatumGetName(call->fcinfo->args[0].value)));
 }
 
 /*

@@ -497,17 +497,33 @@ outbox_enqueue_message_id(OutboxDraft *draft, TimestampTz now)
 				 errhint("Leave it out to have one generated.")));
 }
 
+static Oid
+outbox_enqueue_publisher(const OutboxDraft *draft)
+{
+	return OidIsValid(draft->publisher) ? draft->publisher : GetUserId();
+}
+
+/* May it be published? */
+static void
+outbox_enqueue_check(const OutboxDraft *draft, Oid serverid)
+{
+	const Datum *values = draft->values;
+
+	outbox_admit_check(serverid, outbox_enqueue_publisher(draft),
+					   (text *) DatumGetPointer(values[OUTBOX_COL_EXCHANGE]),
+					   (text *) DatumGetPointer(values[OUTBOX_COL_ROUTING_KEY]),
+					   draft->isnull[OUTBOX_COL_HEADERS] ? NULL :
+					   DatumGetJsonbP(values[OUTBOX_COL_HEADERS]));
+}
+
 /* Is there room for it? */
 static void
 outbox_enqueue_admit(OutboxDraft *draft, Oid serverid)
 {
-	Oid			publisher = draft->publisher;
-	const char *role;
+	Size		len = VARSIZE_ANY_EXHDR(DatumGetPointer(draft->values[OUTBOX_COL_BODY]));
+	const char *role = outbox_admit(serverid, outbox_enqueue_publisher(draft),
+									len);
 
-	if (!OidIsValid(publisher))
-		publisher = GetUserId();
-	role = outbox_admit(serverid, publisher,
-						VARSIZE_ANY_EXHDR(DatumGetPointer(draft->values[OUTBOX_COL_BODY])));
 	outbox_enqueue_default_text(draft, OUTBOX_COL_PUBLISHED_BY, role);
 }
 
@@ -534,6 +550,7 @@ outbox_enqueue(OutboxDraft *draft)
 	outbox_enqueue_trace(draft);
 	outbox_enqueue_headers(draft, size, serverid);
 	outbox_draft_set(draft, OUTBOX_COL_ENQUEUED_AT, TimestampTzGetDatum(now));
+	outbox_enqueue_check(draft, serverid);
 
 	if (draft->idempotency_key &&
 		!outbox_claim(serverid, PointerGetDatum(draft->idempotency_key), now,

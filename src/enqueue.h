@@ -82,7 +82,7 @@ extern void outbox_enqueue_precheck(const char *command);
  * there is nothing to do.  Exchange, routing key and body must be set.  Errors: 22001 and 22023 for
  * what AMQP does not allow, 22008 and 22015 for times, 22021 for text that has
  * no UTF-8, 54000 for what is too large, those of outbox_server_choose(),
- * outbox_claim(), outbox_admit() and outbox_buffer_put().
+ * outbox_claim(), outbox_admit_check(), outbox_admit() and outbox_buffer_put().
  */
 extern Datum outbox_enqueue(OutboxDraft *draft);
 

@@ -77,12 +77,14 @@ typedef struct OutboxOption
 
 /* Sorted by catalog and name: an error lists them in this order. */
 static const OutboxOption outbox_options[] = {
+	{"allow_list", ForeignServerRelationId, OUTBOX_OPTION_BOOL, 0, 0, false,
+		SERVER_OPTION(admission.allow_list)},
 	{"backlog_action", ForeignServerRelationId, OUTBOX_OPTION_BACKLOG_ACTION,
-		0, 0, false, SERVER_OPTION(backlog.action)},
+		0, 0, false, SERVER_OPTION(admission.backlog.action)},
 	{"backlog_limit", ForeignServerRelationId, OUTBOX_OPTION_INT, 0, INT_MAX,
-		false, SERVER_OPTION(backlog.messages)},
+		false, SERVER_OPTION(admission.backlog.messages)},
 	{"backlog_limit_bytes", ForeignServerRelationId, OUTBOX_OPTION_BYTES, 0, 0,
-		false, SERVER_OPTION(backlog.bytes)},
+		false, SERVER_OPTION(admission.backlog.bytes)},
 	{"cacertfile", ForeignServerRelationId, OUTBOX_OPTION_TEXT, 0, 0, true,
 		SERVER_OPTION(cacertfile)},
 	{"confirm_timeout", ForeignServerRelationId, OUTBOX_OPTION_SECONDS, 1, 86400,
@@ -117,9 +119,9 @@ static const OutboxOption outbox_options[] = {
 	{"rate_limit_bytes", ForeignServerRelationId, OUTBOX_OPTION_INT, 0, INT_MAX,
 		false, SERVER_OPTION(rate_limit_bytes)},
 	{"role_backlog_limit", ForeignServerRelationId, OUTBOX_OPTION_INT, 0,
-		INT_MAX, false, SERVER_OPTION(backlog.role_messages)},
+		INT_MAX, false, SERVER_OPTION(admission.backlog.role_messages)},
 	{"role_backlog_limit_bytes", ForeignServerRelationId, OUTBOX_OPTION_BYTES,
-		0, 0, false, SERVER_OPTION(backlog.role_bytes)},
+		0, 0, false, SERVER_OPTION(admission.backlog.role_bytes)},
 	{"tls", ForeignServerRelationId, OUTBOX_OPTION_BOOL, 0, 0, false, 0},
 	{"unroutable", ForeignServerRelationId, OUTBOX_OPTION_UNROUTABLE, 0, 0,
 		false, SERVER_OPTION(unroutable)},
@@ -850,51 +852,52 @@ outbox_option_idempotency_retention(Oid serverid)
 }
 
 /*
- * Limits of backlogs, which are looked at with each message: remembered, also
- * that there are none, until servers change.
+ * What is looked at with each message: remembered, also that there is nothing,
+ * until servers change.
  */
 
-typedef struct OutboxLimitsEntry
+typedef struct OutboxAdmissionEntry
 {
 	Oid			serverid;		/* hash key */
-	OutboxBacklogLimits limits;
-	bool		limited;
-} OutboxLimitsEntry;
+	OutboxAdmission admission;
+	bool		open;			/* there is nothing to look at */
+} OutboxAdmissionEntry;
 
-static HTAB *limits_cache = NULL;
-static uint64 limits_changes = 0;	/* invalidations so far */
+static HTAB *admissions = NULL;
+static uint64 server_changes = 0;	/* invalidations so far */
 
 static void
-outbox_option_limits_changed(Datum arg, int cacheid, uint32 hashvalue)
+outbox_option_servers_changed(Datum arg, int cacheid, uint32 hashvalue)
 {
-	limits_changes++;
+	server_changes++;
 }
 
 /* An empty cache, if servers may have changed since it was filled. */
 static void
-outbox_option_open_limits(void)
+outbox_option_open_admissions(void)
 {
 	static uint64 filled = 0;	/* after so many changes */
 	HASHCTL		ctl = {
 		.keysize = sizeof(Oid),
-		.entrysize = sizeof(OutboxLimitsEntry)
+		.entrysize = sizeof(OutboxAdmissionEntry)
 	};
-	HTAB	   *old = limits_cache;
+	HTAB	   *old = admissions;
 
-	if (old && filled == limits_changes)
+	if (old && filled == server_changes)
 		return;
 	if (old == NULL)
 		CacheRegisterSyscacheCallback(FOREIGNSERVEROID,
-									  outbox_option_limits_changed, (Datum) 0);
-	limits_cache = hash_create("amqp_outbox limits", 16, &ctl,
-							   HASH_ELEM | HASH_BLOBS);
-	filled = limits_changes;
+									  outbox_option_servers_changed,
+									  (Datum) 0);
+	admissions = hash_create("amqp_outbox admissions", 16, &ctl,
+							 HASH_ELEM | HASH_BLOBS);
+	filled = server_changes;
 	if (old)
 		hash_destroy(old);
 }
 
 static void
-outbox_option_load_limits(Oid serverid, OutboxBacklogLimits *limits)
+outbox_option_load_admission(Oid serverid, OutboxAdmission *admission)
 {
 	ForeignServer *foreign = GetForeignServerExtended(serverid,
 													  FSV_MISSING_OK);
@@ -909,36 +912,37 @@ outbox_option_load_limits(Oid serverid, OutboxBacklogLimits *limits)
 		const OutboxOption *option = outbox_option_find(def->defname,
 														ForeignServerRelationId);
 
-		if (option && option->offset >= SERVER_OPTION(backlog) &&
-			option->offset < SERVER_OPTION(backlog) + sizeof(server.backlog))
+		if (option && option->offset >= SERVER_OPTION(admission) &&
+			option->offset < SERVER_OPTION(admission) + sizeof(server.admission))
 			outbox_option_apply(&server, option, defGetString(def));
 	}
-	*limits = server.backlog;
+	*admission = server.admission;
 }
 
-const OutboxBacklogLimits *
-outbox_option_backlog_limits(Oid serverid)
+const OutboxAdmission *
+outbox_option_admission(Oid serverid)
 {
-	static OutboxLimitsEntry entry;
-	OutboxLimitsEntry *cached;
+	static OutboxAdmissionEntry entry;
+	OutboxAdmissionEntry *cached;
 	uint64		changes;
 
-	outbox_option_open_limits();
-	cached = hash_search(limits_cache, &serverid, HASH_FIND, NULL);
+	outbox_option_open_admissions();
+	cached = hash_search(admissions, &serverid, HASH_FIND, NULL);
 	if (cached == NULL)
 	{
-		changes = limits_changes;
+		changes = server_changes;
 		memset(&entry, 0, sizeof(entry));
 		entry.serverid = serverid;
-		outbox_option_load_limits(serverid, &entry.limits);
-		entry.limited = outbox_backlog_is_limited(&entry.limits);
+		outbox_option_load_admission(serverid, &entry.admission);
+		entry.open = !entry.admission.allow_list &&
+			!outbox_backlog_is_limited(&entry.admission.backlog);
 		/* unless they changed in the meantime, perhaps after our look */
-		if (changes == limits_changes)
-			*(OutboxLimitsEntry *) hash_search(limits_cache, &serverid,
-											   HASH_ENTER, NULL) = entry;
+		if (changes == server_changes)
+			*(OutboxAdmissionEntry *) hash_search(admissions, &serverid,
+												  HASH_ENTER, NULL) = entry;
 		cached = &entry;
 	}
-	return cached->limited ? &cached->limits : NULL;
+	return cached->open ? NULL : &cached->admission;
 }
 
 char *

@@ -22,6 +22,13 @@ typedef enum OutboxUnroutable
 	OUTBOX_UNROUTABLE_ACCEPT	/* it counts as delivered */
 } OutboxUnroutable;
 
+/* What every message is looked at for, when it is published. */
+typedef struct OutboxAdmission
+{
+	OutboxBacklogLimits backlog;
+	bool		allow_list;		/* see permission.h */
+} OutboxAdmission;
+
 typedef struct OutboxHost
 {
 	char	   *name;			/* host name or address, without brackets */
@@ -58,7 +65,7 @@ typedef struct OutboxServer
 	int			idempotency_retention;	/* seconds; 0: for ever */
 	int			rate_limit;		/* messages per second; 0: no limit */
 	int			rate_limit_bytes;	/* of bodies per second; 0: no limit */
-	OutboxBacklogLimits backlog;
+	OutboxAdmission admission;
 	bool		paused;			/* nothing is sent */
 	bool		persistent;		/* default for messages that do not say */
 	bool		mandatory;		/* the same */
@@ -87,10 +94,10 @@ extern int	outbox_option_frame_max(Oid serverid);
 extern int	outbox_option_idempotency_retention(Oid serverid);
 
 /*
- * The limits of a server's backlog, NULL if it has none.  Remembered until
- * servers change.  Needs a transaction; valid until the next call.
+ * What messages to a server are looked at for, NULL if for nothing.  Remembered
+ * until servers change.  Needs a transaction; valid until the next call.
  */
-extern const OutboxBacklogLimits *outbox_option_backlog_limits(Oid serverid);
+extern const OutboxAdmission *outbox_option_admission(Oid serverid);
 
 /*
  * The password to log in with: the option's, or the first line of the

@@ -94,10 +94,11 @@ outbox_query_run(OutboxQuery *query, Datum *values, Snapshot snapshot,
 	bool		found;
 
 	outbox_query_enter(query, &before);
+	/* to the end: triggers of the statement fire there */
 	result = snapshot ?
 		SPI_execute_snapshot(query->plan, values, NULL, snapshot,
 							 InvalidSnapshot, true, false, 1) :
-		SPI_execute_plan(query->plan, values, NULL, false, 1);
+		SPI_execute_plan(query->plan, values, NULL, false, 0);
 	if (result < 0)
 		elog(ERROR, "could not execute \"%s\": %s", query->sql,
 			 SPI_result_code_string(result));

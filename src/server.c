@@ -18,6 +18,7 @@
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
+#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/inval.h"
 #include "utils/rel.h"
@@ -237,4 +238,26 @@ outbox_server_await_key(Oid serverid, NameData *name)
 		CHECK_FOR_INTERRUPTS();
 	}
 	return false;
+}
+
+int32
+outbox_server_lock_key_of_owner(const char *name)
+{
+	NameData	server;
+	Oid			serverid;
+	Oid			locked = InvalidOid;
+
+	/* once it is locked, look again: it may have been renamed meanwhile */
+	while ((serverid = outbox_server_of_owner(name)) != locked)
+	{
+		LockDatabaseObject(ForeignServerRelationId, serverid, 0,
+						   AccessShareLock);
+		locked = serverid;
+	}
+
+	if (!outbox_server_await_key(serverid, &server))
+		ereport(DEBUG1,
+				(errmsg_internal("no worker makes the key of server \"%s\"",
+								 NameStr(server))));
+	return outbox_catalog_server_key(&server);
 }

@@ -35,6 +35,12 @@ extern bool outbox_server_get_name(Oid serverid, NameData *name);
  */
 extern bool outbox_server_await_key(Oid serverid, NameData *name);
 
+/*
+ * The stable key of a server for its owner, made if it has none, and no DROP or
+ * RENAME of the server until the transaction ends.  The same errors.
+ */
+extern int32 outbox_server_lock_key_of_owner(const char *name);
+
 /* Whether a server of that name exists and is ours. */
 extern bool outbox_server_is_ours(const char *name);
 

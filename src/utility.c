@@ -42,6 +42,7 @@
 #include "catalog.h"
 #include "compat.h"
 #include "horizon.h"
+#include "permission.h"
 #include "registry.h"
 #include "server.h"
 #include "settings.h"
@@ -258,6 +259,7 @@ outbox_utility_object_access(ObjectAccessType access, Oid classId,
 						NameStr(name)),
 				 errhint("Let them be delivered (ALTER SERVER can name another broker), or delete them from amqp_outbox.outbox and amqp_outbox.deferred.")));
 	outbox_topology_forget_server(NameStr(name));
+	outbox_permission_forget_server(NameStr(name));
 }
 
 /* DROP EXTENSION ... CASCADE says that the messages may go as well. */

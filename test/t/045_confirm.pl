@@ -156,7 +156,13 @@ is(sql("COMMIT PREPARED 'p';", waiting('prepared')), 't', 'committed');
 
 sql('CREATE ROLE stranger LOGIN;');
 like(refused('SET ROLE stranger;', waiting('own')),
-	qr/42501: permission denied for foreign server mes/, 'no right on the server');
+	qr/42501: permission denied to wait for messages\nDETAIL:  Who may publish to a server may wait for its messages, and you may publish to none.\nHINT:  GRANT USAGE ON FOREIGN SERVER ... is the right to publish./,
+	'no right on any server');
+sql("CREATE SERVER other FOREIGN DATA WRAPPER amqp_outbox OPTIONS (paused 'true');",
+	'GRANT USAGE ON FOREIGN SERVER other TO stranger;');
+like(refused('SET ROLE stranger;', waiting('own')),
+	qr/42704: message "own" is not known/, 'who may publish elsewhere cannot tell whether it exists');
+sql('DROP SERVER other CASCADE;');
 
 # longer ago than the retention
 sql("ALTER SYSTEM SET amqp_outbox.retention = 0;", 'SELECT pg_reload_conf();');
