@@ -211,7 +211,7 @@ $session->query_safe("BEGIN; CREATE SERVER early FOREIGN DATA WRAPPER amqp_outbo
 sql("CREATE SERVER other FOREIGN DATA WRAPPER amqp_outbox
 	OPTIONS (uri 'amqp://127.0.0.1:1', paused 'true', backlog_limit '1')");
 wait_state($node, 'postgres', 'other', 'paused');
-is($session->query_safe("SELECT try(2, 'early');
+is($session->query_safe("SELECT try(3, 'early');
 		SELECT reserved_messages FROM amqp_outbox.backlog() WHERE server = 'early'"),
 	"\n2", 'what is reserved for a new server stays reserved');
 $session->query_safe('ROLLBACK');
