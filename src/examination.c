@@ -101,7 +101,7 @@ static void
 outbox_examination_encrypted(OutboxExamination *examination)
 {
 	const OutboxStreamReport *stream = &examination->report.stream;
-	bool		soon = stream->days_left < OUTBOX_CERTIFICATE_DAYS;
+	bool		soon = stream->tls.days_left < OUTBOX_CERTIFICATE_DAYS;
 
 	if (!examination->order->server.tls)
 	{
@@ -113,8 +113,8 @@ outbox_examination_encrypted(OutboxExamination *examination)
 							examination->host_no,
 							soon ? "Renew the certificate before it ends." : NULL,
 							"%s; chain and name are verified; certificate \"%s\" is valid for %d more days",
-							stream->tls_version, stream->subject,
-							stream->days_left);
+							stream->tls.version, stream->tls.subject,
+							stream->tls.days_left);
 }
 
 static void
@@ -151,7 +151,7 @@ outbox_examination_agreed(OutboxExamination *examination)
 static const char *
 outbox_examination_tls_remedy(const OutboxExamination *examination)
 {
-	switch (examination->report.stream.trust)
+	switch (examination->report.stream.tls.trust)
 	{
 		case OUTBOX_TRUST_EXPIRED:
 			return "Renew the certificate.";
@@ -173,7 +173,7 @@ outbox_examination_failed_tls(OutboxExamination *examination,
 	const OutboxStreamReport *stream = &examination->report.stream;
 	const char *what_to_do = outbox_examination_tls_remedy(examination);
 
-	if (stream->subject[0] == '\0')
+	if (stream->tls.subject[0] == '\0')
 		outbox_examination_failed(examination, OUTBOX_CHECK_TLS,
 								  examination->host_no, failure, what_to_do);
 	else
@@ -182,7 +182,7 @@ outbox_examination_failed_tls(OutboxExamination *examination,
 								what_to_do,
 								"%s: %s; certificate \"%s\", days left: %d",
 								failure->message, failure->detail,
-								stream->subject, stream->days_left);
+								stream->tls.subject, stream->tls.days_left);
 }
 
 static void

@@ -12,10 +12,7 @@
 #ifndef OUTBOX_STREAM_H
 #define OUTBOX_STREAM_H
 
-#include "message.h"
-
-/* more sockets than a stream ever waits for (c-ares has at most 16) */
-#define OUTBOX_STREAM_MAX_SOCKETS	16
+#include "tls.h"
 
 typedef struct OutboxStream OutboxStream;
 
@@ -28,37 +25,16 @@ typedef enum OutboxStreamState
 	OUTBOX_STREAM_FAILED		/* also closed by the peer */
 } OutboxStreamState;
 
-/* Why a certificate was not accepted, as far as there is a remedy of its own. */
-typedef enum OutboxTrust
-{
-	OUTBOX_TRUST_OK,			/* or nothing was verified */
-	OUTBOX_TRUST_EXPIRED,
-	OUTBOX_TRUST_NOT_YET,		/* it is not valid yet */
-	OUTBOX_TRUST_NO_CA,			/* nobody that we trust has signed it */
-	OUTBOX_TRUST_NAME,			/* it is for another host */
-	OUTBOX_TRUST_OTHER
-} OutboxTrust;
-
 /* What is known of a stream, for whoever examines a broker. */
 typedef struct OutboxStreamReport
 {
 	OutboxStreamState reached;	/* where it is, or was when it failed */
 	int			naddresses;		/* of the host */
-	char		address[64];	/* the one tried last; empty: none */
+	char		address[OUTBOX_ADDRESS_LEN];	/* the one tried last; empty:
+												 * none */
 	bool		loopback;		/* which is of this machine */
-	OutboxTrust trust;
-	char		tls_version[16];	/* empty: no TLS, or not agreed on */
-	char		subject[256];	/* of the certificate that ends first, or that
-								 * was not accepted; empty: not known */
-	int			days_left;		/* of it, negative when it is over */
+	OutboxTlsReport tls;
 } OutboxStreamReport;
-
-/* A socket to wait for: events are WL_SOCKET_READABLE, WL_SOCKET_WRITEABLE. */
-typedef struct OutboxSocket
-{
-	pgsocket	fd;
-	uint32		events;
-} OutboxSocket;
 
 /*
  * Begin to connect.  The strings are copied.  With tls the chain is verified
