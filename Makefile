@@ -10,13 +10,13 @@ PGFILEDESC = "amqp_outbox - transactional outbox for AMQP"
 
 # In the order of the rooms: a file uses only files that stand before it.
 ROOMS = message trace rate health settings clock horizon measure registry \
-	backlog shared catalog leaf option server recent flush buffer store ordering \
-	ledger census settlement destination resolve tls stream properties topology \
-	wire login returned assertion transport_amqp091 pipeline keeper rotation \
-	prune worker launcher chart examination doctor query pattern permission \
-	utility claim admit enqueue template row_json row_option row_plan row_text \
-	row_body row_event row_message row declare publish insert confirm allow \
-	manage checkup monitor watch amqp_outbox
+	backlog shared catalog leaf secret option credential server recent flush \
+	buffer store ordering ledger census settlement destination resolve tls token \
+	stream properties topology wire login returned assertion transport_amqp091 \
+	pipeline keeper rotation prune worker launcher chart examination doctor query \
+	pattern permission utility claim admit enqueue template row_json row_option \
+	row_plan row_text row_body row_event row_message row declare publish insert \
+	confirm allow manage checkup monitor watch amqp_outbox
 OBJS = $(patsubst %,src/%.o,$(ROOMS))
 
 REGRESS = $(patsubst sql/%.sql,%,$(filter-out sql/amqp_outbox--%, \

@@ -903,7 +903,16 @@ SELECT s.srvname AS server,
 		FROM (SELECT d.reason, count(*) AS n FROM amqp_outbox.dead_letter d
 			WHERE d.server_key = k.server_key GROUP BY d.reason) x)
 		AS dead_letters_by_reason,
-	m.counted_since
+	m.counted_since,
+	(SELECT string_agg(CASE o.option_name
+			WHEN 'verify' THEN 'the certificate of the broker is not verified (option verify)'
+			ELSE 'a password may go over a network without TLS (option allow_plaintext)'
+			END, '; ' ORDER BY o.option_name)
+		FROM pg_catalog.pg_options_to_table(s.srvoptions) o
+		WHERE CASE o.option_name
+			WHEN 'verify' THEN lower(o.option_value) = 'none'
+			WHEN 'allow_plaintext' THEN o.option_value::boolean
+			END) AS warning
 FROM pg_catalog.pg_foreign_server s
 	JOIN pg_catalog.pg_foreign_data_wrapper f ON f.oid = s.srvfdw
 	LEFT JOIN amqp_outbox.worker() w ON w.server_oid = s.oid
@@ -983,6 +992,8 @@ COMMENT ON COLUMN amqp_outbox.server_status.dead_letters_by_reason IS
 'an object: amqp_outbox.dead_reason and number';
 COMMENT ON COLUMN amqp_outbox.server_status.counted_since IS
 'start of the database server, or when the server was created; delivered, returned, rejected and accepted go further back, as far as there are receipts';
+COMMENT ON COLUMN amqp_outbox.server_status.warning IS
+'what protection the server''s options give up; null: none';
 
 --
 -- Topology
@@ -1227,7 +1238,10 @@ WITH status AS MATERIALIZED (
 				JOIN amqp_outbox.topology_item i ON i.item_id = t.item_id
 				JOIN amqp_outbox.server_key k ON k.server_key = i.server_key
 				WHERE k.server = s.server AND NOT t.asserted)::float8,
-			'ok', NULL)
+			'ok', NULL),
+		('protection',
+			coalesce(cardinality(string_to_array(s.warning, '; ')), 0)::float8,
+			'ok', s.warning)
 	) v
 	UNION ALL
 	SELECT NULL, 'horizon', extract(epoch FROM now() - h.held_since)::float8,
@@ -1255,13 +1269,13 @@ COMMENT ON VIEW amqp_outbox.health IS
 COMMENT ON COLUMN amqp_outbox.health.server IS
 'null: about the database';
 COMMENT ON COLUMN amqp_outbox.health.rule IS
-'worker: none; connection: none; blocked: by the broker; overdue: age of the oldest message that should have left; backlog: messages; confirm_time: 99 % of the last minute; dead_letters; last_error: seconds since then; topology: conflicts; horizon: a transaction takes long to commit; outbox_size: bytes on disk';
+'worker: none; connection: none; blocked: by the broker; overdue: age of the oldest message that should have left; backlog: messages; confirm_time: 99 % of the last minute; dead_letters; last_error: seconds since then; topology: conflicts; protection: options that give it up; horizon: a transaction takes long to commit; outbox_size: bytes on disk';
 COMMENT ON COLUMN amqp_outbox.health.level IS
 'value compared with warning and critical; of worker also what is said in detail';
 COMMENT ON COLUMN amqp_outbox.health.value IS
 'what is compared; null: there is nothing to compare';
 COMMENT ON COLUMN amqp_outbox.health.unit IS
-'of value, warning and critical: seconds, messages, declarations or bytes';
+'of value, warning and critical: seconds, messages, declarations, options or bytes';
 COMMENT ON COLUMN amqp_outbox.health.warning IS
 'from this value on; of last_error: below it; null: never';
 COMMENT ON COLUMN amqp_outbox.health.critical IS

@@ -19,6 +19,11 @@ CREATE SERVER by_both FOREIGN DATA WRAPPER amqp_outbox
 	OPTIONS (uri 'amqps://rabbit1:5671/mes', host 'rabbit1:5671', vhost 'mes',
 		port '5671', tls 'true');
 CREATE SERVER by_default FOREIGN DATA WRAPPER amqp_outbox;
+CREATE SERVER by_certificate FOREIGN DATA WRAPPER amqp_outbox
+	OPTIONS (uri 'amqps://rabbit1', cacertdir '/etc/ssl/certs', tls_min_version '1.3', verify 'Peer',
+		server_name_indication 'rabbit.example');
+CREATE USER MAPPING FOR PUBLIC SERVER by_certificate
+	OPTIONS (auth_mechanism 'external', certfile '/x.pem', keyfile '/x.key', keyfile_password 'secret');
 CREATE SERVER heartbeat_off FOREIGN DATA WRAPPER amqp_outbox OPTIONS (heartbeat '0');
 CREATE USER MAPPING FOR PUBLIC SERVER by_uri OPTIONS (user 'mes', password '');
 CREATE ROLE regress_outbox_owner;
@@ -78,6 +83,22 @@ CREATE USER MAPPING FOR PUBLIC SERVER by_default OPTIONS (user '');
 CREATE USER MAPPING FOR PUBLIC SERVER by_default
 	OPTIONS (user 'mes', password 'x', password_file '/x');
 CREATE USER MAPPING FOR PUBLIC SERVER by_default OPTIONS (user 'mes', password_file 'x');
+CREATE USER MAPPING FOR PUBLIC SERVER by_default OPTIONS (token_file '/x', password 'x');
+CREATE USER MAPPING FOR PUBLIC SERVER by_default OPTIONS (certfile '/x');
+CREATE USER MAPPING FOR PUBLIC SERVER by_default OPTIONS (keyfile '/x');
+CREATE USER MAPPING FOR PUBLIC SERVER by_default OPTIONS (keyfile_password 'secret');
+CREATE USER MAPPING FOR PUBLIC SERVER by_default OPTIONS (keyfile_password_file '/x');
+CREATE USER MAPPING FOR PUBLIC SERVER by_default
+	OPTIONS (certfile '/x', keyfile '/x', keyfile_password 'x', keyfile_password_file '/x');
+CREATE USER MAPPING FOR PUBLIC SERVER by_default OPTIONS (auth_mechanism 'kerberos');
+CREATE USER MAPPING FOR PUBLIC SERVER by_default OPTIONS (auth_mechanism 'external');
+CREATE USER MAPPING FOR PUBLIC SERVER by_default
+	OPTIONS (auth_mechanism 'external', certfile '/x', keyfile '/x', password 'secret');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (tls 'on', verify 'perhaps');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (tls 'on', tls_min_version '1.1');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (verify 'peer');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (cacertdir '/etc/ssl/certs');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (allow_plaintext 'perhaps');
 
 -- URIs
 CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'rabbit1');
@@ -92,6 +113,8 @@ CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://rabbit
 -- no secret is repeated
 CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://mes:secret@rabbit1');
 CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp//mes:secret@rabbit1');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqps://rabbit1?password=secret');
+CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (host 'mes:secret@rabbit1');
 
 -- a URI and a single option must not contradict each other
 CREATE SERVER wrong FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://rabbit1', host 'rabbit2');
@@ -113,6 +136,36 @@ GRANT pg_read_server_files TO regress_outbox_owner;
 SET ROLE regress_outbox_owner;
 CREATE USER MAPPING FOR PUBLIC SERVER own OPTIONS (user 'mes', password_file '/etc/passwd');
 RESET ROLE;
+
+-- who alters another option needs no right to what stands there; but neither
+-- can it be had from there
+ALTER SERVER own OWNER TO CURRENT_USER;
+ALTER SERVER own OPTIONS (ADD verify 'none', ADD cacertfile '/etc/ssl/plant.pem');
+ALTER SERVER own OWNER TO regress_outbox_owner;
+REVOKE pg_read_server_files FROM regress_outbox_owner;
+SET ROLE regress_outbox_owner;
+ALTER SERVER own OPTIONS (ADD window '256');
+ALTER SERVER own OPTIONS (SET cacertfile '/etc/ssl/other.pem');
+ALTER SERVER own OPTIONS (SET verify 'None');
+CREATE SERVER another FOREIGN DATA WRAPPER amqp_outbox
+	OPTIONS (uri 'amqps://rabbit1', verify 'none');
+CREATE SERVER another FOREIGN DATA WRAPPER amqp_outbox
+	OPTIONS (uri 'amqps://rabbit1', verify 'peer', allow_plaintext 'true');
+ALTER SERVER another OPTIONS (SET verify 'none');
+ALTER SERVER own OPTIONS (SET verify 'peer');
+ALTER SERVER own OPTIONS (SET verify 'none');
+ALTER SERVER own OPTIONS (DROP verify);
+ALTER SERVER own OPTIONS (ADD verify 'none');
+ALTER USER MAPPING FOR PUBLIC SERVER own OPTIONS (SET user 'erp');
+ALTER USER MAPPING FOR PUBLIC SERVER own OPTIONS (SET password_file '/etc/shadow');
+ALTER USER MAPPING FOR PUBLIC SERVER own OPTIONS (ADD certfile '/x', ADD keyfile '/x');
+CREATE USER MAPPING FOR PUBLIC SERVER another OPTIONS (user 'mes', password_file '/etc/passwd');
+RESET ROLE;
+SELECT server, warning FROM amqp_outbox.server_status WHERE warning IS NOT NULL ORDER BY 1;
+ALTER SERVER own OPTIONS (ADD verify 'none', ADD allow_plaintext 'yes');
+SELECT server, warning FROM amqp_outbox.server_status WHERE warning IS NOT NULL ORDER BY 1;
+SELECT server, level, value, unit, detail FROM amqp_outbox.health
+	WHERE rule = 'protection' AND level <> 'ok' ORDER BY 1;
 
 -- error codes
 DO $$

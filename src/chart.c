@@ -39,9 +39,10 @@ struct OutboxChart
 	int			max_findings;
 	OutboxServer server;		/* without what its pointers point to */
 	bool		probes;
+	bool		has_key_password;
 	int			ndeclared;
 	Size		strings_size;
-	Size		password_size;	/* at their end, with its NUL */
+	Size		secrets_size;	/* at their end, with their NULs */
 	Size		strings_offset; /* of the chart; findings stand before */
 	OutboxFinding findings[FLEXIBLE_ARRAY_MEMBER];
 };
@@ -115,8 +116,8 @@ outbox_finding_set(OutboxFinding *finding, OutboxCheck check,
  * The order
  *
  * Strings stand one after the other, each with its NUL, in the order of
- * outbox_chart_take_order().  The password is the last one: it may be wiped at
- * any time, and then is empty.
+ * outbox_chart_take_order().  Those of the credentials are the last ones: they
+ * may be wiped at any time, and then are empty.
  */
 
 static void
@@ -135,6 +136,16 @@ outbox_chart_next(char **strings)
 	return str;
 }
 
+/* The next string, in the place of a pointer that was not NULL. */
+static void
+outbox_chart_take_text(char **text, char **strings)
+{
+	const char *str = outbox_chart_next(strings);
+
+	if (*text)
+		*text = (char *) str;
+}
+
 static void
 outbox_chart_put_strings(StringInfo strings, const OutboxOrder *order)
 {
@@ -145,7 +156,11 @@ outbox_chart_put_strings(StringInfo strings, const OutboxOrder *order)
 	outbox_chart_put(strings, server->name);
 	outbox_chart_put(strings, server->vhost);
 	outbox_chart_put(strings, server->user);
-	outbox_chart_put(strings, server->cacertfile);
+	outbox_chart_put(strings, server->tls_options.cacertfile);
+	outbox_chart_put(strings, server->tls_options.cacertdir);
+	outbox_chart_put(strings, server->tls_options.server_name);
+	outbox_chart_put(strings, server->tls_options.certfile);
+	outbox_chart_put(strings, server->tls_options.keyfile);
 	for (int i = 0; i < server->nhosts; i++)
 	{
 		outbox_chart_put(strings, server->hosts[i].name);
@@ -157,7 +172,8 @@ outbox_chart_put_strings(StringInfo strings, const OutboxOrder *order)
 		appendStringInfoChar(strings, order->declared[i].kind);
 		outbox_chart_put(strings, order->declared[i].name);
 	}
-	outbox_chart_put(strings, order->password);
+	outbox_chart_put(strings, order->credentials.password);
+	outbox_chart_put(strings, order->credentials.key_password);
 }
 
 dsm_segment *
@@ -184,7 +200,10 @@ outbox_chart_create(const OutboxOrder *order)
 	chart->ndeclared = order->ndeclared;
 	chart->strings_offset = strings_offset;
 	chart->strings_size = strings.len;
-	chart->password_size = strlen(order->password) + 1;
+	chart->has_key_password = order->credentials.key_password != NULL;
+	chart->secrets_size = strlen(order->credentials.password) + 2 +
+		(chart->has_key_password ?
+		 strlen(order->credentials.key_password) : 0);
 	memcpy((char *) chart + strings_offset, strings.data, strings.len);
 	explicit_bzero(strings.data, strings.len);
 	pfree(strings.data);
@@ -195,8 +214,8 @@ void
 outbox_chart_wipe(OutboxChart *chart)
 {
 	explicit_bzero((char *) chart + chart->strings_offset +
-				   chart->strings_size - chart->password_size,
-				   chart->password_size);
+				   chart->strings_size - chart->secrets_size,
+				   chart->secrets_size);
 }
 
 OutboxOrder *
@@ -216,10 +235,14 @@ outbox_chart_take_order(OutboxChart *chart)
 	order->probe_exchange = chart->probes ? str : NULL;
 	server->name = (char *) outbox_chart_next(&strings);
 	server->vhost = (char *) outbox_chart_next(&strings);
-	server->user = (char *) outbox_chart_next(&strings);
-	str = outbox_chart_next(&strings);
-	server->cacertfile = server->cacertfile ? (char *) str : NULL;
-	server->password = server->password_file = NULL;
+	outbox_chart_take_text(&server->user, &strings);
+	outbox_chart_take_text(&server->tls_options.cacertfile, &strings);
+	outbox_chart_take_text(&server->tls_options.cacertdir, &strings);
+	outbox_chart_take_text(&server->tls_options.server_name, &strings);
+	outbox_chart_take_text(&server->tls_options.certfile, &strings);
+	outbox_chart_take_text(&server->tls_options.keyfile, &strings);
+	server->password = server->password_file = server->token_file = NULL;
+	server->keyfile_password = server->keyfile_password_file = NULL;
 	server->hosts = palloc(server->nhosts * sizeof(OutboxHost));
 	for (int i = 0; i < server->nhosts; i++)
 	{
@@ -234,7 +257,8 @@ outbox_chart_take_order(OutboxChart *chart)
 		order->declared[i].kind = *strings++;
 		order->declared[i].name = outbox_chart_next(&strings);
 	}
-	order->password = strings;
+	order->credentials.password = (char *) outbox_chart_next(&strings);
+	order->credentials.key_password = chart->has_key_password ? strings : NULL;
 	return order;
 }
 

@@ -8,7 +8,7 @@
 #ifndef OUTBOX_CHART_H
 #define OUTBOX_CHART_H
 
-#include "option.h"
+#include "credential.h"
 #include "storage/dsm.h"
 
 /* The names are those of amqp_outbox.doctor(), in chart.c. */
@@ -70,8 +70,8 @@ typedef struct OutboxDeclared
 /* What is to be examined; all that it points to is in one piece. */
 typedef struct OutboxOrder
 {
-	OutboxServer server;		/* user is set; of the passwords none is */
-	char	   *password;
+	OutboxServer server;		/* secrets, and files with some, are not */
+	OutboxCredentials credentials;
 	const char *connection_name;
 	const char *probe_exchange; /* UTF-8; NULL: no probe */
 	int			ndeclared;
@@ -87,7 +87,7 @@ typedef struct OutboxChart OutboxChart;
 
 extern dsm_segment *outbox_chart_create(const OutboxOrder *order);
 
-/* In CurrentMemoryContext.  The password is wiped out of the chart. */
+/* In CurrentMemoryContext.  The credentials are wiped out of the chart. */
 extern OutboxOrder *outbox_chart_take_order(OutboxChart *chart);
 
 /* The same without taking it. */

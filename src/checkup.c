@@ -347,30 +347,28 @@ outbox_checkup_probe_exchange(text *argument)
 	return utf8;
 }
 
-/* User and password; false if there can be no login. */
+/* User, password and so on; false if there can be no login. */
 static bool
 outbox_checkup_credentials(OutboxCheckup *checkup)
 {
 	OutboxFailure failure;
+	const char *what_to_do;
 
-	if (checkup->server->user == NULL)
-	{
-		outbox_checkup_tell(checkup, OUTBOX_CHECK_LOGIN, OUTBOX_CHECK_ERROR,
-							"CREATE USER MAPPING FOR PUBLIC SERVER ... OPTIONS (user '...', password '...') makes one.",
-							"there is no user mapping with a user for the server's owner or PUBLIC");
-		return false;
-	}
-	checkup->order.password = outbox_option_password(checkup->server,
-													 &failure);
-	if (checkup->order.password == NULL)
-	{
-		outbox_checkup_tell(checkup, OUTBOX_CHECK_LOGIN, OUTBOX_CHECK_ERROR,
-							"Correct the option password_file of the user mapping; the server process must be able to read the file.",
-							psprintf("%s: %s", failure.message,
-									 failure.detail));
-		return false;
-	}
-	return true;
+	if (outbox_credentials_read(checkup->server, &checkup->order.credentials,
+								&failure))
+		return true;
+	if (failure.sqlerrcode == ERRCODE_UNDEFINED_OBJECT)
+		what_to_do = "CREATE USER MAPPING FOR PUBLIC SERVER ... OPTIONS (user '...', password '...') makes one.";
+	else if (failure.sqlerrcode == ERRCODE_CONFIG_FILE_ERROR)
+		what_to_do = "Correct the option of the user mapping that names the file, or the file's permissions; the server process must be able to read the file.";
+	else
+		what_to_do = "See to it that the file gets a new token in time.";
+	outbox_checkup_tell(checkup, OUTBOX_CHECK_LOGIN, OUTBOX_CHECK_ERROR,
+						what_to_do,
+						psprintf("%s%s%s", failure.message,
+								 failure.detail[0] ? ": " : "",
+								 failure.detail));
+	return false;
 }
 
 /*
@@ -459,16 +457,13 @@ outbox_checkup_call_doctor(OutboxCheckup *checkup)
 static void
 outbox_checkup_examine_broker(OutboxCheckup *checkup)
 {
-	char	   *password;
-
 	if (!outbox_checkup_credentials(checkup))
 		return;
 	checkup->order.server = *checkup->server;
 	checkup->order.connection_name = "amqp_outbox doctor";
 	outbox_checkup_read_declared(checkup);
-	password = checkup->order.password;
 	outbox_checkup_call_doctor(checkup);
-	explicit_bzero(password, strlen(password));
+	outbox_credentials_forget(&checkup->order.credentials);
 }
 
 /*

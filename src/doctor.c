@@ -158,7 +158,8 @@ outbox_doctor_visit(OutboxExamination *examination, bool examined)
 
 	examination->transport =
 		outbox_transport_start(&order->server, examination->host_no,
-							   order->password, order->connection_name);
+							   &order->credentials,
+							   order->connection_name);
 	/* the transport has a clock of its own, which says more when it ends */
 	examination->deadline = outbox_doctor_deadline(&order->server, 2);
 	do
@@ -216,7 +217,11 @@ outbox_doctor_main(Datum arg)
 		examination.host_no = i;
 		examined |= outbox_doctor_visit(&examination, examined);
 	}
-	explicit_bzero(order->password, strlen(order->password));
+	explicit_bzero(order->credentials.password,
+				   strlen(order->credentials.password));
+	if (order->credentials.key_password)
+		explicit_bzero(order->credentials.key_password,
+					   strlen(order->credentials.key_password));
 	outbox_chart_close(examination.chart, true);
 	proc_exit(0);
 }

@@ -108,6 +108,15 @@ outbox_examination_encrypted(OutboxExamination *examination)
 		outbox_examination_without_tls(examination);
 		return;
 	}
+	if (stream->tls.unverified)
+	{
+		outbox_examination_tell(examination, OUTBOX_CHECK_TLS,
+								OUTBOX_CHECK_WARNING, examination->host_no,
+								"Set the server's option cacertfile to the certificate of the broker's authority, and drop the option verify.",
+								"%s; the broker's certificate is not verified: whoever is on the way can read and change everything",
+								stream->tls.version);
+		return;
+	}
 	outbox_examination_tell(examination, OUTBOX_CHECK_TLS,
 							soon ? OUTBOX_CHECK_WARNING : OUTBOX_CHECK_OK,
 							examination->host_no,
@@ -149,8 +158,11 @@ outbox_examination_agreed(OutboxExamination *examination)
  */
 
 static const char *
-outbox_examination_tls_remedy(const OutboxExamination *examination)
+outbox_examination_tls_remedy(const OutboxExamination *examination,
+							  const OutboxFailure *failure)
 {
+	if (failure->sqlerrcode == ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION)
+		return "Have the broker listen with TLS, and give the server an amqps URI or the option tls.";
 	switch (examination->report.stream.tls.trust)
 	{
 		case OUTBOX_TRUST_EXPIRED:
@@ -161,6 +173,10 @@ outbox_examination_tls_remedy(const OutboxExamination *examination)
 			return "Set the server's option cacertfile to the certificate of the authority that signed the broker's, and have the broker send what is between the two.";
 		case OUTBOX_TRUST_NAME:
 			return "Connect to a host name that the certificate is for, or make a certificate for this one (subjectAltName).";
+		case OUTBOX_TRUST_NO_VERSION:
+			return "Have the broker offer a newer version of TLS, or lower the server's option tls_min_version.";
+		case OUTBOX_TRUST_NOT_US:
+			return "Set the options certfile and keyfile of the user mapping to a certificate that the broker accepts; see the broker's log.";
 		default:
 			return "See whether the broker expects TLS at this port, and its log.";
 	}
@@ -171,7 +187,8 @@ outbox_examination_failed_tls(OutboxExamination *examination,
 							  const OutboxFailure *failure)
 {
 	const OutboxStreamReport *stream = &examination->report.stream;
-	const char *what_to_do = outbox_examination_tls_remedy(examination);
+	const char *what_to_do = outbox_examination_tls_remedy(examination,
+															   failure);
 
 	if (stream->tls.subject[0] == '\0')
 		outbox_examination_failed(examination, OUTBOX_CHECK_TLS,
@@ -207,6 +224,11 @@ outbox_examination_failed_step(OutboxExamination *examination,
 			return;
 		case OUTBOX_PHASE_GREETING:
 			check = OUTBOX_CHECK_BROKER;
+			if (examination->report.stream.tls.trust == OUTBOX_TRUST_NOT_US)
+			{
+				outbox_examination_failed_tls(examination, failure);
+				return;
+			}
 			what_to_do = "See whether this is the port of an AMQP broker, whether it expects TLS, and its log.";
 			break;
 		case OUTBOX_PHASE_LOGIN:
@@ -224,6 +246,20 @@ outbox_examination_failed_step(OutboxExamination *examination,
 							  failure, what_to_do);
 }
 
+static const char *
+outbox_examination_who(const OutboxServer *server)
+{
+	const char *mechanism =
+		server->mechanism == OUTBOX_MECHANISM_EXTERNAL ? "EXTERNAL" : "PLAIN";
+
+	if (server->user)
+		return psprintf("user \"%s\", by mechanism %s", server->user,
+						mechanism);
+	return psprintf("by mechanism %s, %s", mechanism,
+					server->mechanism == OUTBOX_MECHANISM_EXTERNAL ?
+					"as the certificate says" : "as the token says");
+}
+
 void
 outbox_examine_connection(OutboxExamination *examination,
 						  const OutboxEvent *event)
@@ -239,14 +275,14 @@ outbox_examine_connection(OutboxExamination *examination,
 	if (phase > OUTBOX_PHASE_CONNECTING)
 		outbox_examination_ok(examination, OUTBOX_CHECK_TCP,
 							  psprintf("connected to %s", stream->address));
-	if (phase > OUTBOX_PHASE_HANDSHAKING)
+	if (phase > OUTBOX_PHASE_HANDSHAKING &&
+		stream->tls.trust == OUTBOX_TRUST_OK)
 		outbox_examination_encrypted(examination);
 	if (phase > OUTBOX_PHASE_GREETING)
 		outbox_examination_greeted(examination);
 	if (phase > OUTBOX_PHASE_LOGIN)
 		outbox_examination_ok(examination, OUTBOX_CHECK_LOGIN,
-							  psprintf("user \"%s\", by mechanism PLAIN",
-									   server->user));
+							  outbox_examination_who(server));
 	if (phase > OUTBOX_PHASE_OPENING)
 		outbox_examination_ok(examination, OUTBOX_CHECK_VHOST,
 							  psprintf("virtual host \"%s\"", server->vhost));
@@ -256,7 +292,7 @@ outbox_examine_connection(OutboxExamination *examination,
 			 event->failure.sqlerrcode == ERRCODE_CONFIG_FILE_ERROR)
 		outbox_examination_failed(examination, OUTBOX_CHECK_TLS,
 								  examination->host_no, &event->failure,
-								  "Correct the server's option cacertfile; the server process must be able to read the file.");
+								  "Correct the server's option cacertfile or cacertdir, or certfile and keyfile of the user mapping, or the files; the server process must be able to read them.");
 	else if (event->type == OUTBOX_EVENT_LOST)
 		outbox_examination_failed_step(examination, &event->failure);
 	else

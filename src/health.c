@@ -42,6 +42,8 @@ OutboxHealthRule outbox_health_rules[] = {
 	"bytes", GUC_UNIT_MB, 1024 * 1024, 16 * GB, 64 * GB},
 	{"overdue", "age of the oldest message that should have been delivered by now",
 	"seconds", GUC_UNIT_MS, 0.001, MINUTE, 10 * MINUTE},
+	{"protection", "options of a server that give up protection of its connection",
+	"options", 0, 1, 1, 0},
 	{"topology", "declarations that the broker refuses",
 	"declarations", 0, 1, 1, 0},
 	{"worker", "time without a worker",

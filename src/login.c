@@ -10,8 +10,9 @@
  *	AWAIT_TUNE --connection.tune / tune-ok, open-->
  *	AWAIT_OPEN --connection.open-ok--> DONE
  *
- * The mechanism is PLAIN, which every broker knows.  The password is kept
- * until start-ok is queued, and the copies made here are wiped; that in the
+ * The mechanism is PLAIN, which every broker knows, with a password or with a
+ * token (RabbitMQ's OAuth 2 takes it in that place); or EXTERNAL, where the TLS
+ * certificate says who we are.  The password is kept until start-ok is queued, and the copies made here are wiped; that in the
  * wire's output buffer stays until other bytes take its place.
  *
  *-------------------------------------------------------------------------
@@ -30,7 +31,11 @@ struct OutboxLogin
 	MemoryContextCallback release;
 	OutboxLoginState state;
 
-	char	   *user;
+	OutboxMechanism mechanism;
+	bool		tls;
+	bool		allow_plaintext;
+	bool		forbidden;		/* outbox_login_permit() said no */
+	char	   *user;			/* empty: the broker knows without */
 	char	   *password;		/* NULL once it is sent */
 	char	   *vhost;
 	char	   *connection_name;
@@ -63,12 +68,12 @@ release_login(void *arg)
 }
 
 OutboxLogin *
-outbox_login_create(const OutboxServer *server, const char *password,
+outbox_login_create(const OutboxServer *server,
+					const OutboxCredentials *credentials,
 					const char *connection_name)
 {
 	OutboxLogin *login = palloc0(sizeof(OutboxLogin));
 
-	Assert(server->user != NULL && password != NULL);
 	Assert(server->frame_max >= OUTBOX_FRAME_MIN_SIZE);
 
 	login->release.func = release_login;
@@ -76,8 +81,11 @@ outbox_login_create(const OutboxServer *server, const char *password,
 	MemoryContextRegisterResetCallback(CurrentMemoryContext, &login->release);
 
 	login->state = OUTBOX_LOGIN_AWAIT_START;
-	login->user = pstrdup(server->user);
-	login->password = pstrdup(password);
+	login->mechanism = server->mechanism;
+	login->tls = server->tls;
+	login->allow_plaintext = server->allow_plaintext;
+	login->user = pstrdup(server->user ? server->user : "");
+	login->password = pstrdup(credentials->password);
 	login->vhost = pstrdup(server->vhost);
 	login->connection_name = pstrdup(connection_name);
 	login->frame_max = server->frame_max;
@@ -86,13 +94,57 @@ outbox_login_create(const OutboxServer *server, const char *password,
 }
 
 
+bool
+outbox_login_permit(OutboxLogin *login, const OutboxStreamReport *stream,
+					OutboxFailure *failure)
+{
+	char		detail[OUTBOX_FAILURE_DETAIL_LEN];
+
+	Assert(login->state == OUTBOX_LOGIN_AWAIT_START);
+
+	if (login->tls)
+		return true;
+	if (login->mechanism == OUTBOX_MECHANISM_EXTERNAL)
+	{
+		outbox_failure_set(failure, ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+						   "Connect with TLS (amqps), or give the user mapping a password and auth_mechanism 'plain'.",
+						   "authentication by a certificate needs TLS");
+		login->forbidden = true;
+	}
+	else if (!stream->loopback && !login->allow_plaintext)
+	{
+		snprintf(detail, sizeof(detail),
+				 "The address %s is not a loopback address. Connect with TLS (amqps), or, if everybody on the way may read it, set the server's option allow_plaintext.",
+				 stream->address);
+		outbox_failure_set(failure, ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+						   detail,
+						   "no password is sent over a network without TLS");
+		login->forbidden = true;
+	}
+	return !login->forbidden;
+}
+
+bool
+outbox_login_is_forbidden(const OutboxLogin *login)
+{
+	return login->forbidden;
+}
+
+
 /* --------
  * connection.start
  * --------
  */
 
+static const char *
+mechanism_name(const OutboxLogin *login)
+{
+	return login->mechanism == OUTBOX_MECHANISM_EXTERNAL ?
+		"EXTERNAL" : "PLAIN";
+}
+
 static bool
-offers_plain(amqp_bytes_t mechanisms)
+offers_mechanism(amqp_bytes_t mechanisms, const char *name)
 {
 	const char *p = mechanisms.bytes;
 	const char *end = p + mechanisms.len;
@@ -102,7 +154,7 @@ offers_plain(amqp_bytes_t mechanisms)
 		const char *space = memchr(p, ' ', end - p);
 		Size		len = (space ? space : end) - p;
 
-		if (len == 5 && memcmp(p, "PLAIN", 5) == 0)
+		if (len == strlen(name) && memcmp(p, name, len) == 0)
 			return true;
 		p += len + 1;
 	}
@@ -143,15 +195,25 @@ table_entry(const char *key, amqp_table_entry_t *entries, int num_entries)
 	return entry;
 }
 
-/* RFC 4616: NUL, user, NUL, password.  The caller wipes and frees it. */
+/*
+ * RFC 4616: NUL, user, NUL, password.  RFC 4422, appendix A: for EXTERNAL who
+ * we want to be, which may be left to the certificate.  The caller wipes and
+ * frees it.
+ */
 static amqp_bytes_t
-plain_response(const OutboxLogin *login)
+sasl_response(const OutboxLogin *login)
 {
 	Size		user_len = strlen(login->user);
 	Size		password_len = strlen(login->password);
 	amqp_bytes_t response;
 	char	   *p;
 
+	if (login->mechanism == OUTBOX_MECHANISM_EXTERNAL)
+	{
+		response.len = user_len;
+		response.bytes = pstrdup(login->user);
+		return response;
+	}
 	response.len = user_len + password_len + 2;
 	response.bytes = p = palloc(response.len);
 	p[0] = '\0';
@@ -186,8 +248,8 @@ queue_start_ok(OutboxLogin *login, OutboxWire *wire, OutboxFailure *failure)
 
 	start_ok.client_properties.num_entries = lengthof(properties);
 	start_ok.client_properties.entries = properties;
-	start_ok.mechanism = amqp_cstring_bytes("PLAIN");
-	start_ok.response = plain_response(login);
+	start_ok.mechanism = amqp_cstring_bytes(mechanism_name(login));
+	start_ok.response = sasl_response(login);
 	start_ok.locale = amqp_cstring_bytes("en_US");
 	queued = outbox_wire_queue_method(wire, 0, AMQP_CONNECTION_START_OK_METHOD,
 									  &start_ok,
@@ -236,7 +298,7 @@ answer_start(OutboxLogin *login, OutboxWire *wire,
 	Assert(login->state == OUTBOX_LOGIN_AWAIT_START);
 
 	note_greeting(&login->greeting, start);
-	if (!offers_plain(start->mechanisms))
+	if (!offers_mechanism(start->mechanisms, mechanism_name(login)))
 	{
 		char		detail[OUTBOX_FAILURE_DETAIL_LEN];
 
@@ -245,7 +307,8 @@ answer_start(OutboxLogin *login, OutboxWire *wire,
 		outbox_failure_set(failure,
 						   ERRCODE_SQLSERVER_REJECTED_ESTABLISHMENT_OF_SQLCONNECTION,
 						   detail,
-						   "the broker does not offer the authentication mechanism PLAIN");
+						   "the broker does not offer the authentication mechanism %s",
+						   mechanism_name(login));
 		return false;
 	}
 	login->state = OUTBOX_LOGIN_AWAIT_TUNE;
@@ -427,7 +490,9 @@ outbox_login_hangup_hint(const OutboxLogin *login)
 	switch (login->state)
 	{
 		case OUTBOX_LOGIN_AWAIT_START:
-			return "It did not greet: perhaps it expects TLS, or takes no more connections.";
+			return login->tls ?
+				"It did not greet: perhaps it does not accept the client certificate or demands one, or takes no more connections." :
+				"It did not greet: perhaps it expects TLS, or takes no more connections.";
 		case OUTBOX_LOGIN_AWAIT_TUNE:
 			return "It hung up after the login: perhaps it does not accept user or password.";
 		case OUTBOX_LOGIN_AWAIT_OPEN:

@@ -11,7 +11,7 @@
 #ifndef OUTBOX_LOGIN_H
 #define OUTBOX_LOGIN_H
 
-#include "option.h"
+#include "credential.h"
 #include "wire.h"
 
 typedef struct OutboxLogin OutboxLogin;
@@ -29,8 +29,20 @@ typedef enum OutboxLoginState
  * once it is sent, or then.
  */
 extern OutboxLogin *outbox_login_create(const OutboxServer *server,
-										const char *password,
+										const OutboxCredentials *credentials,
 										const char *connection_name);
+
+/*
+ * Whether the login may be made over this stream, which is open: a password
+ * does not leave this machine without TLS unless the options allow it.  False,
+ * with *failure; then nothing has been said to the broker yet.
+ */
+extern bool outbox_login_permit(OutboxLogin *login,
+								const OutboxStreamReport *stream,
+								OutboxFailure *failure);
+
+/* The answer was no. */
+extern bool outbox_login_is_forbidden(const OutboxLogin *login);
 
 extern OutboxLoginState outbox_login_state(const OutboxLogin *login);
 

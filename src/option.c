@@ -27,7 +27,6 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
-#include "storage/fd.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -45,9 +44,6 @@
 #define OUTBOX_FRAME_MAX_MIN	8192
 #define OUTBOX_FRAME_MAX_MAX	(1024 * 1024)
 
-/* A password longer than this cannot travel in a frame before tuning. */
-#define OUTBOX_PASSWORD_MAX		8000
-
 /* So many bytes wait nowhere, and a double is exact up to it. */
 #define OUTBOX_BYTES_MAX		(INT64CONST(1) << 50)
 
@@ -58,8 +54,13 @@ typedef enum OutboxOptionKind
 	OUTBOX_OPTION_INT,
 	OUTBOX_OPTION_SECONDS,
 	OUTBOX_OPTION_BYTES,		/* 64 bits, with units */
+
+	/* words, for enums */
+	OUTBOX_OPTION_BACKLOG_ACTION,
+	OUTBOX_OPTION_MECHANISM,
+	OUTBOX_OPTION_TLS_VERSION,
 	OUTBOX_OPTION_UNROUTABLE,
-	OUTBOX_OPTION_BACKLOG_ACTION
+	OUTBOX_OPTION_VERIFY
 } OutboxOptionKind;
 
 typedef struct OutboxOption
@@ -74,19 +75,33 @@ typedef struct OutboxOption
 } OutboxOption;
 
 #define SERVER_OPTION(field)	offsetof(OutboxServer, field)
+#define TLS_OPTION(field)		offsetof(OutboxServer, tls_options.field)
+
+/* The words of an enum, in its order. */
+static const char *const outbox_option_words[][4] = {
+	[OUTBOX_OPTION_BACKLOG_ACTION] = {"refuse", "warn"},
+	[OUTBOX_OPTION_MECHANISM] = {"plain", "external"},
+	[OUTBOX_OPTION_TLS_VERSION] = {"1.2", "1.3"},
+	[OUTBOX_OPTION_UNROUTABLE] = {"retry", "dead_letter", "accept"},
+	[OUTBOX_OPTION_VERIFY] = {"peer", "none"}
+};
 
 /* Sorted by catalog and name: an error lists them in this order. */
 static const OutboxOption outbox_options[] = {
 	{"allow_list", ForeignServerRelationId, OUTBOX_OPTION_BOOL, 0, 0, false,
 		SERVER_OPTION(admission.allow_list)},
+	{"allow_plaintext", ForeignServerRelationId, OUTBOX_OPTION_BOOL, 0, 0,
+		false, SERVER_OPTION(allow_plaintext)},
 	{"backlog_action", ForeignServerRelationId, OUTBOX_OPTION_BACKLOG_ACTION,
 		0, 0, false, SERVER_OPTION(admission.backlog.action)},
 	{"backlog_limit", ForeignServerRelationId, OUTBOX_OPTION_INT, 0, INT_MAX,
 		false, SERVER_OPTION(admission.backlog.messages)},
 	{"backlog_limit_bytes", ForeignServerRelationId, OUTBOX_OPTION_BYTES, 0, 0,
 		false, SERVER_OPTION(admission.backlog.bytes)},
+	{"cacertdir", ForeignServerRelationId, OUTBOX_OPTION_TEXT, 0, 0, true,
+		TLS_OPTION(cacertdir)},
 	{"cacertfile", ForeignServerRelationId, OUTBOX_OPTION_TEXT, 0, 0, true,
-		SERVER_OPTION(cacertfile)},
+		TLS_OPTION(cacertfile)},
 	{"confirm_timeout", ForeignServerRelationId, OUTBOX_OPTION_SECONDS, 1, 86400,
 		false, SERVER_OPTION(confirm_timeout)},
 	{"connect_timeout", ForeignServerRelationId, OUTBOX_OPTION_SECONDS, 1, 3600,
@@ -122,29 +137,54 @@ static const OutboxOption outbox_options[] = {
 		INT_MAX, false, SERVER_OPTION(admission.backlog.role_messages)},
 	{"role_backlog_limit_bytes", ForeignServerRelationId, OUTBOX_OPTION_BYTES,
 		0, 0, false, SERVER_OPTION(admission.backlog.role_bytes)},
+	{"server_name_indication", ForeignServerRelationId, OUTBOX_OPTION_TEXT, 0,
+		0, false, TLS_OPTION(server_name)},
 	{"tls", ForeignServerRelationId, OUTBOX_OPTION_BOOL, 0, 0, false, 0},
+	{"tls_min_version", ForeignServerRelationId, OUTBOX_OPTION_TLS_VERSION, 0,
+		0, false, TLS_OPTION(min_version)},
 	{"unroutable", ForeignServerRelationId, OUTBOX_OPTION_UNROUTABLE, 0, 0,
 		false, SERVER_OPTION(unroutable)},
 	{"uri", ForeignServerRelationId, OUTBOX_OPTION_TEXT, 0, 0, false, 0},
+	{"verify", ForeignServerRelationId, OUTBOX_OPTION_VERIFY, 0, 0, false,
+		TLS_OPTION(verify)},
 	{"vhost", ForeignServerRelationId, OUTBOX_OPTION_TEXT, 0, 0, false, 0},
 	{"window", ForeignServerRelationId, OUTBOX_OPTION_INT, 1, 65535, false,
 		SERVER_OPTION(window)},
+	{"auth_mechanism", UserMappingRelationId, OUTBOX_OPTION_MECHANISM, 0, 0,
+		false, SERVER_OPTION(mechanism)},
+	{"certfile", UserMappingRelationId, OUTBOX_OPTION_TEXT, 0, 0, true,
+		TLS_OPTION(certfile)},
+	{"keyfile", UserMappingRelationId, OUTBOX_OPTION_TEXT, 0, 0, true,
+		TLS_OPTION(keyfile)},
+	{"keyfile_password", UserMappingRelationId, OUTBOX_OPTION_TEXT, 0, 0,
+		false, SERVER_OPTION(keyfile_password)},
+	{"keyfile_password_file", UserMappingRelationId, OUTBOX_OPTION_TEXT, 0, 0,
+		true, SERVER_OPTION(keyfile_password_file)},
 	{"password", UserMappingRelationId, OUTBOX_OPTION_TEXT, 0, 0, false,
 		SERVER_OPTION(password)},
 	{"password_file", UserMappingRelationId, OUTBOX_OPTION_TEXT, 0, 0, true,
 		SERVER_OPTION(password_file)},
+	{"token_file", UserMappingRelationId, OUTBOX_OPTION_TEXT, 0, 0, true,
+		SERVER_OPTION(token_file)},
 	{"user", UserMappingRelationId, OUTBOX_OPTION_TEXT, 0, 0, false,
 		SERVER_OPTION(user)},
 };
 
+StaticAssertDecl(sizeof(OutboxBacklogAction) == sizeof(int) &&
+				 sizeof(OutboxMechanism) == sizeof(int) &&
+				 sizeof(OutboxTlsVersion) == sizeof(int) &&
+				 sizeof(OutboxUnroutable) == sizeof(int) &&
+				 sizeof(OutboxVerify) == sizeof(int),
+				 "options that are enums are set as int");
+
 /* The part of a description that a URI and single options can both give. */
-typedef struct OutboxAddress
+typedef struct OutboxTarget
 {
 	char	   *hosts;			/* comma list, NULL if not given */
 	int			port;			/* 0 if not given */
 	char	   *vhost;			/* NULL if not given */
 	int			tls;			/* -1 if not given */
-} OutboxAddress;
+} OutboxTarget;
 
 PG_FUNCTION_INFO_V1(outbox_sql_validator);
 
@@ -235,20 +275,35 @@ outbox_option_text(const OutboxOption *option, char *value)
 	return value;
 }
 
-static OutboxUnroutable
-outbox_option_unroutable(const OutboxOption *option, const char *value)
+/* The words of an enum, as a hint names them. */
+static const char *
+outbox_option_list_words(const char *const *words)
 {
-	if (pg_strcasecmp(value, "retry") == 0)
-		return OUTBOX_UNROUTABLE_RETRY;
-	if (pg_strcasecmp(value, "dead_letter") == 0)
-		return OUTBOX_UNROUTABLE_DEAD_LETTER;
-	if (pg_strcasecmp(value, "accept") != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-				 errmsg("invalid value for option \"%s\": \"%s\"",
-						option->name, value),
-				 errhint("Give \"retry\", \"dead_letter\" or \"accept\".")));
-	return OUTBOX_UNROUTABLE_ACCEPT;
+	StringInfoData list;
+
+	initStringInfo(&list);
+	for (int i = 0; words[i]; i++)
+		appendStringInfo(&list, "%s\"%s\"", i == 0 ? "" :
+						 words[i + 1] ? ", " : " or ", words[i]);
+	return list.data;
+}
+
+static int
+outbox_option_word(const OutboxOption *option, const char *value)
+{
+	const char *const *words = outbox_option_words[option->kind];
+
+	for (int i = 0; words[i]; i++)
+	{
+		if (pg_strcasecmp(value, words[i]) == 0)
+			return i;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+			 errmsg("invalid value for option \"%s\": \"%s\"",
+					option->name, value),
+			 errhint("Give %s.", outbox_option_list_words(words))));
+	return 0;					/* not reached */
 }
 
 static int64
@@ -265,20 +320,6 @@ outbox_option_bytes(const OutboxOption *option, const char *value)
 				 errhint("Give a number of bytes from 0 to " INT64_FORMAT ", such as \"1000000\" or \"10GB\".",
 						 OUTBOX_BYTES_MAX)));
 	return (int64) rint(bytes);
-}
-
-static OutboxBacklogAction
-outbox_option_backlog_action(const OutboxOption *option, const char *value)
-{
-	if (pg_strcasecmp(value, "refuse") == 0)
-		return OUTBOX_BACKLOG_REFUSE;
-	if (pg_strcasecmp(value, "warn") != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-				 errmsg("invalid value for option \"%s\": \"%s\"",
-						option->name, value),
-				 errhint("Give \"refuse\" or \"warn\".")));
-	return OUTBOX_BACKLOG_WARN;
 }
 
 /* Check one value and, with an offset in the table, put it into the server. */
@@ -303,13 +344,13 @@ outbox_option_apply(OutboxServer *server, const OutboxOption *option,
 					*(bool *) field = on;
 				break;
 			}
-		case OUTBOX_OPTION_UNROUTABLE:
-			*(OutboxUnroutable *) field = outbox_option_unroutable(option,
-																   value);
-			break;
 		case OUTBOX_OPTION_BACKLOG_ACTION:
-			*(OutboxBacklogAction *) field =
-				outbox_option_backlog_action(option, value);
+		case OUTBOX_OPTION_MECHANISM:
+		case OUTBOX_OPTION_TLS_VERSION:
+		case OUTBOX_OPTION_UNROUTABLE:
+		case OUTBOX_OPTION_VERIFY:
+			/* enums are as large as an int: see the assertion above */
+			*(int *) field = outbox_option_word(option, value);
 			break;
 		case OUTBOX_OPTION_BYTES:
 			*(int64 *) field = outbox_option_bytes(option, value);
@@ -335,18 +376,20 @@ outbox_uri_invalid(const char *uri, const char *detail)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-			 errmsg("invalid value for option \"uri\": \"%s\"", uri),
+	/* not what might be a parameter: it could be a secret */
+			 errmsg("invalid value for option \"uri\": \"%.*s\"",
+					(int) strcspn(uri, "?#"), uri),
 			 errdetail("%s", detail),
 			 errhint("Write amqp://host:port/vhost, or amqps:// for TLS; several hosts are separated by commas.")));
 }
 
-/* The same, when the URI may hold a password: it is not repeated. */
+/* The same, when the value may hold a password: it is not repeated. */
 static void
-outbox_uri_has_credentials(void)
+outbox_uri_has_credentials(const char *option)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-			 errmsg("option \"uri\" must not contain a user or a password"),
+			 errmsg("option \"%s\" must not contain a user or a password", option),
 			 errdetail("Everybody may read the options of a server."),
 			 errhint("Give them to the user mapping: CREATE USER MAPPING FOR PUBLIC SERVER ... OPTIONS (user '...', password '...').")));
 }
@@ -389,7 +432,7 @@ outbox_uri_decode(const char *uri, const char *part)
 }
 
 static void
-outbox_uri_parse(const char *uri, OutboxAddress *address)
+outbox_uri_parse(const char *uri, OutboxTarget *address)
 {
 	const char *rest;
 	char	   *slash;
@@ -406,7 +449,7 @@ outbox_uri_parse(const char *uri, OutboxAddress *address)
 	}
 	else if (strchr(uri, '@'))
 	{
-		outbox_uri_has_credentials();
+		outbox_uri_has_credentials("uri");
 		return;
 	}
 	else
@@ -415,7 +458,7 @@ outbox_uri_parse(const char *uri, OutboxAddress *address)
 		return;
 	}
 	if (strchr(rest, '@'))
-		outbox_uri_has_credentials();
+		outbox_uri_has_credentials("uri");
 	if (strpbrk(rest, "?#"))
 		outbox_uri_invalid(uri, "Parameters are options of the server, not parts of the URI.");
 
@@ -507,6 +550,8 @@ outbox_host_parse_list(OutboxServer *server, const char *hosts,
 	char	   *element = copy;
 	int			n = 1;
 
+	if (strchr(hosts, '@'))
+		outbox_uri_has_credentials("host");
 	for (const char *c = hosts; *c; c++)
 		n += *c == ',';
 	server->hosts = palloc(n * sizeof(OutboxHost));
@@ -544,8 +589,8 @@ outbox_option_contradiction(const char *name, bool differs)
 
 /* Merge what the URI and what single options say; refuse contradictions. */
 static void
-outbox_option_address(OutboxServer *server, const OutboxAddress *uri,
-					  const OutboxAddress *single)
+outbox_option_address(OutboxServer *server, const OutboxTarget *uri,
+					  const OutboxTarget *single)
 {
 	const char *hosts = single->hosts;
 	int			port;
@@ -585,17 +630,40 @@ outbox_option_set_defaults(OutboxServer *server)
 	server->window = 1024;
 	server->max_attempts = 20;
 	server->idempotency_retention = OUTBOX_DEFAULT_IDEMPOTENCY_RETENTION;
-	server->unroutable = OUTBOX_UNROUTABLE_RETRY;
 	server->persistent = true;
 	server->mandatory = true;
+}
+
+/* What is about TLS has no effect without. */
+static void
+outbox_option_check_tls(const OutboxServer *server, List *options)
+{
+	ListCell   *lc;
+
+	if (server->tls)
+		return;
+	foreach(lc, options)
+	{
+		const char *name = lfirst_node(DefElem, lc)->defname;
+
+		if (strcmp(name, "cacertdir") == 0 ||
+			strcmp(name, "cacertfile") == 0 ||
+			strcmp(name, "server_name_indication") == 0 ||
+			strcmp(name, "tls_min_version") == 0 ||
+			strcmp(name, "verify") == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+					 errmsg("option \"%s\" needs TLS", name),
+					 errhint("Write the URI with amqps://, or give the option tls 'true'.")));
+	}
 }
 
 /* A server's own options, checked, with defaults for the rest. */
 static void
 outbox_option_parse_server(OutboxServer *server, List *options)
 {
-	OutboxAddress uri = {.tls = -1};
-	OutboxAddress single = {.tls = -1};
+	OutboxTarget uri = {.tls = -1};
+	OutboxTarget single = {.tls = -1};
 	ListCell   *lc;
 
 	foreach(lc, options)
@@ -628,11 +696,65 @@ outbox_option_parse_server(OutboxServer *server, List *options)
 				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
 				 errmsg("name of virtual host is too long"),
 				 errdetail("AMQP allows %d bytes.", OUTBOX_SHORTSTR_MAX)));
-	if (server->cacertfile && !server->tls)
+	outbox_option_check_tls(server, options);
+}
+
+static void
+outbox_option_exclude(const char *a, bool has_a, const char *b, bool has_b)
+{
+	if (has_a && has_b)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-				 errmsg("option \"cacertfile\" needs TLS"),
-				 errhint("Write the URI with amqps://, or give the option tls 'true'.")));
+				 errmsg("options \"%s\" and \"%s\" exclude each other", a, b),
+				 errhint("Drop one of them; a secret is better kept in a file.")));
+}
+
+static void
+outbox_option_demand(const char *a, bool has_a, const char *b, bool has_b)
+{
+	if (has_a && !has_b)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 errmsg("option \"%s\" needs option \"%s\"", a, b),
+				 errhint("Give both, or none.")));
+}
+
+/* Which options of a user mapping go together. */
+static void
+outbox_option_check_mapping(const OutboxServer *server)
+{
+	const OutboxTlsOptions *tls = &server->tls_options;
+	bool		external = server->mechanism == OUTBOX_MECHANISM_EXTERNAL;
+
+	outbox_option_exclude("password", server->password != NULL,
+						  "password_file", server->password_file != NULL);
+	outbox_option_exclude("password", server->password != NULL,
+						  "token_file", server->token_file != NULL);
+	outbox_option_exclude("password_file", server->password_file != NULL,
+						  "token_file", server->token_file != NULL);
+	outbox_option_exclude("keyfile_password", server->keyfile_password != NULL,
+						  "keyfile_password_file",
+						  server->keyfile_password_file != NULL);
+	outbox_option_demand("certfile", tls->certfile != NULL,
+						 "keyfile", tls->keyfile != NULL);
+	outbox_option_demand("keyfile", tls->keyfile != NULL,
+						 "certfile", tls->certfile != NULL);
+	outbox_option_demand("keyfile_password", server->keyfile_password != NULL,
+						 "keyfile", tls->keyfile != NULL);
+	outbox_option_demand("keyfile_password_file",
+						 server->keyfile_password_file != NULL,
+						 "keyfile", tls->keyfile != NULL);
+	if (external && tls->certfile == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 errmsg("authentication by a certificate needs one"),
+				 errhint("Give the options certfile and keyfile, or auth_mechanism 'plain'.")));
+	if (external && (server->password || server->password_file ||
+					 server->token_file))
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 errmsg("authentication by a certificate has no use for a password or a token"),
+				 errhint("Drop it, or give auth_mechanism 'plain'.")));
 }
 
 static void
@@ -653,11 +775,7 @@ outbox_option_parse_mapping(OutboxServer *server, List *options)
 		}
 		outbox_option_apply(server, option, defGetString(def));
 	}
-	if (server->password && server->password_file)
-		ereport(ERROR,
-				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-				 errmsg("options \"password\" and \"password_file\" exclude each other"),
-				 errhint("Keep the file, and drop the password from the mapping.")));
+	outbox_option_check_mapping(server);
 	if (server->password && strlen(server->password) > OUTBOX_PASSWORD_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
@@ -665,9 +783,65 @@ outbox_option_parse_mapping(OutboxServer *server, List *options)
 				 errdetail("It may have %d bytes.", OUTBOX_PASSWORD_MAX)));
 }
 
-/* Naming a file that the server reads needs the right to read such files. */
+/*
+ * Rights
+ */
+
+/* See outbox_option_set_former(). */
+static List *former_options = NIL;
+
+List *
+outbox_option_set_former(List *options)
+{
+	List	   *before = former_options;
+
+	former_options = options;
+	return before;
+}
+
+/* Does the statement that is being executed bring this option, or its value? */
+static bool
+outbox_option_is_new(const DefElem *def)
+{
+	ListCell   *lc;
+
+	foreach(lc, former_options)
+	{
+		DefElem    *former = lfirst_node(DefElem, lc);
+
+		if (strcmp(former->defname, def->defname) == 0)
+			return strcmp(defGetString(former),
+						  defGetString((DefElem *) def)) != 0;
+	}
+	return true;
+}
+
 static void
-outbox_option_check_file_rights(List *options, Oid catalog)
+outbox_option_check_right(const OutboxOption *option, const char *value)
+{
+	/* naming a file that the server reads needs the right to read such files */
+	if (option->server_file &&
+		!has_privs_of_role(GetUserId(), ROLE_PG_READ_SERVER_FILES))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to set option \"%s\"",
+						option->name),
+				 errdetail("Only roles with privileges of the \"%s\" role may name a file of the server.",
+						   "pg_read_server_files"),
+				 errhint("Have such a role set the option.")));
+	if (option->kind == OUTBOX_OPTION_VERIFY && !superuser() &&
+		outbox_option_word(option, value) == OUTBOX_VERIFY_NONE)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be superuser to set option \"%s\" to \"%s\"",
+						option->name, value),
+				 errdetail("Anybody between this server and the broker could read and change messages, and take the password."),
+				 errhint("Name the certificate of the broker's authority with the option cacertfile.")));
+}
+
+/* Options that need a right, as far as the statement brings them. */
+static void
+outbox_option_check_rights(List *options, Oid catalog)
 {
 	ListCell   *lc;
 
@@ -676,20 +850,15 @@ outbox_option_check_file_rights(List *options, Oid catalog)
 		DefElem    *def = lfirst_node(DefElem, lc);
 		const OutboxOption *option = outbox_option_find(def->defname, catalog);
 
-		if (option && option->server_file &&
-			!has_privs_of_role(GetUserId(), ROLE_PG_READ_SERVER_FILES))
-			ereport(ERROR,
-					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					 errmsg("permission denied to set option \"%s\"",
-							option->name),
-					 errdetail("Only roles with privileges of the \"%s\" role may name a file of the server.",
-							   "pg_read_server_files")));
+		if (option && outbox_option_is_new(def))
+			outbox_option_check_right(option, defGetString(def));
 	}
 }
 
 /*
  * The validator of the foreign-data wrapper: errors HV00D for an unknown
- * option, HV024 for a wrong value, 42501 for a file without the right to it.
+ * option, HV024 for a wrong value, 42501 for what one has no right to: naming
+ * a file, and for anybody but a superuser to do without verification.
  */
 Datum
 outbox_sql_validator(PG_FUNCTION_ARGS)
@@ -706,7 +875,7 @@ outbox_sql_validator(PG_FUNCTION_ARGS)
 	else if (options != NIL)
 		outbox_option_unknown(linitial_node(DefElem, options)->defname,
 							  catalog);
-	outbox_option_check_file_rights(options, catalog);
+	outbox_option_check_rights(options, catalog);
 	PG_RETURN_VOID();
 }
 
@@ -731,6 +900,25 @@ outbox_option_find_mapping(Oid userid, Oid serverid, List **options)
 	*options = isnull ? NIL : untransformRelOptions(datum);
 	ReleaseSysCache(tuple);
 	return true;
+}
+
+List *
+outbox_option_of_server(const char *server)
+{
+	ForeignServer *foreign = GetForeignServerByName(server, true);
+
+	return foreign ? foreign->options : NIL;
+}
+
+List *
+outbox_option_of_mapping(const char *server, Oid userid)
+{
+	ForeignServer *foreign = GetForeignServerByName(server, true);
+	List	   *options = NIL;
+
+	if (foreign)
+		(void) outbox_option_find_mapping(userid, foreign->serverid, &options);
+	return options;
 }
 
 /* AMQP text is UTF-8. */
@@ -762,6 +950,7 @@ outbox_option_load(Oid serverid)
 	server->vhost = outbox_option_utf8(server->vhost);
 	server->user = outbox_option_utf8(server->user);
 	server->password = outbox_option_utf8(server->password);
+	server->keyfile_password = outbox_option_utf8(server->keyfile_password);
 	return server;
 }
 
@@ -769,6 +958,30 @@ static bool
 outbox_text_equal(const char *a, const char *b)
 {
 	return (a == NULL || b == NULL) ? a == b : strcmp(a, b) == 0;
+}
+
+static bool
+outbox_option_same_tls(const OutboxTlsOptions *a, const OutboxTlsOptions *b)
+{
+	return a->verify == b->verify &&
+		a->min_version == b->min_version &&
+		outbox_text_equal(a->cacertfile, b->cacertfile) &&
+		outbox_text_equal(a->cacertdir, b->cacertdir) &&
+		outbox_text_equal(a->server_name, b->server_name) &&
+		outbox_text_equal(a->certfile, b->certfile) &&
+		outbox_text_equal(a->keyfile, b->keyfile);
+}
+
+static bool
+outbox_option_same_credentials(const OutboxServer *a, const OutboxServer *b)
+{
+	return a->mechanism == b->mechanism &&
+		outbox_text_equal(a->user, b->user) &&
+		outbox_text_equal(a->password, b->password) &&
+		outbox_text_equal(a->password_file, b->password_file) &&
+		outbox_text_equal(a->token_file, b->token_file) &&
+		outbox_text_equal(a->keyfile_password, b->keyfile_password) &&
+		outbox_text_equal(a->keyfile_password_file, b->keyfile_password_file);
 }
 
 bool
@@ -787,10 +1000,9 @@ outbox_option_same_connection(const OutboxServer *a, const OutboxServer *b)
 		a->paused == b->paused &&
 		a->heartbeat == b->heartbeat &&
 		a->frame_max == b->frame_max &&
-		outbox_text_equal(a->cacertfile, b->cacertfile) &&
-		outbox_text_equal(a->user, b->user) &&
-		outbox_text_equal(a->password, b->password) &&
-		outbox_text_equal(a->password_file, b->password_file);
+		a->allow_plaintext == b->allow_plaintext &&
+		outbox_option_same_tls(&a->tls_options, &b->tls_options) &&
+		outbox_option_same_credentials(a, b);
 }
 
 /* One option of a server as it stands, NULL if it is not given. */
@@ -943,31 +1155,4 @@ outbox_option_admission(Oid serverid)
 		cached = &entry;
 	}
 	return cached->open ? NULL : &cached->admission;
-}
-
-char *
-outbox_option_password(const OutboxServer *server, OutboxFailure *failure)
-{
-	char		line[OUTBOX_PASSWORD_MAX + 2];
-	FILE	   *file;
-	char	   *result;
-
-	if (server->password_file == NULL)
-		return pstrdup(server->password ? server->password : "");
-
-	file = AllocateFile(server->password_file, "r");
-	if (file == NULL)
-	{
-		outbox_failure_set(failure, ERRCODE_CONFIG_FILE_ERROR, strerror(errno),
-						   "could not open password file \"%s\"",
-						   server->password_file);
-		return NULL;
-	}
-	if (fgets(line, sizeof(line), file) == NULL)
-		line[0] = '\0';
-	FreeFile(file);
-	line[strcspn(line, "\r\n")] = '\0';
-	result = pstrdup(line);
-	explicit_bzero(line, sizeof(line));
-	return result;
 }

@@ -8,11 +8,17 @@
 #ifndef OUTBOX_OPTION_H
 #define OUTBOX_OPTION_H
 
+#include "nodes/pg_list.h"
+
 #include "backlog.h"
 #include "message.h"
+#include "tls.h"
 
 #define OUTBOX_DEFAULT_FRAME_MAX	131072
 #define OUTBOX_DEFAULT_IDEMPOTENCY_RETENTION	(7 * 24 * 60 * 60)
+
+/* A password longer than this cannot travel in a frame before tuning. */
+#define OUTBOX_PASSWORD_MAX		8000
 
 /* What is done with a message that the broker cannot route. */
 typedef enum OutboxUnroutable
@@ -28,6 +34,13 @@ typedef struct OutboxAdmission
 	OutboxBacklogLimits backlog;
 	bool		allow_list;		/* see permission.h */
 } OutboxAdmission;
+
+/* How the broker is told who we are (SASL). */
+typedef enum OutboxMechanism
+{
+	OUTBOX_MECHANISM_PLAIN,		/* user and password, or a token */
+	OUTBOX_MECHANISM_EXTERNAL	/* the TLS certificate */
+} OutboxMechanism;
 
 typedef struct OutboxHost
 {
@@ -48,10 +61,15 @@ typedef struct OutboxServer
 	OutboxHost *hosts;
 	char	   *vhost;
 	bool		tls;
-	char	   *cacertfile;		/* PEM file; NULL for the system's store */
+	OutboxTlsOptions tls_options;	/* if so */
+	bool		allow_plaintext;	/* a password may go over a network */
+	OutboxMechanism mechanism;
 	char	   *user;			/* NULL if no user mapping gives one */
-	char	   *password;		/* NULL if password_file gives it */
-	char	   *password_file;	/* NULL if password gives it */
+	char	   *password;		/* of the next three at most one is given */
+	char	   *password_file;
+	char	   *token_file;
+	char	   *keyfile_password;	/* at most one of these two */
+	char	   *keyfile_password_file;
 	int			heartbeat;		/* seconds, 0 for none */
 	int			connect_timeout;	/* seconds, until login is complete */
 	int			confirm_timeout;	/* seconds */
@@ -100,11 +118,16 @@ extern int	outbox_option_idempotency_retention(Oid serverid);
 extern const OutboxAdmission *outbox_option_admission(Oid serverid);
 
 /*
- * The password to log in with: the option's, or the first line of the
- * password_file.  palloc'd; NULL if the file cannot be read, with the reason
- * in *failure.
+ * For the statements that can alter what the validator checks: the options
+ * that the object has before (NIL for a new one).  What needs a right that not
+ * everybody has, such as naming a file of the server, needs it only if the
+ * statement brings it.  Returns what was set before; without any, everything
+ * counts as new.
  */
-extern char *outbox_option_password(const OutboxServer *server,
-									OutboxFailure *failure);
+extern List *outbox_option_set_former(List *options);
+
+/* Those options, for a server and for a user mapping (PUBLIC: InvalidOid). */
+extern List *outbox_option_of_server(const char *server);
+extern List *outbox_option_of_mapping(const char *server, Oid userid);
 
 #endif							/* OUTBOX_OPTION_H */

@@ -347,8 +347,8 @@ outbox_stream_write(OutboxStream *stream, const char *buf, Size len)
  */
 
 OutboxStream *
-outbox_stream_open(const char *host, int port, bool tls,
-				   const char *cacertfile)
+outbox_stream_open(const char *host, int port, const OutboxTlsOptions *tls,
+				   const char *key_password)
 {
 	MemoryContext context;
 	MemoryContext old_context;
@@ -375,7 +375,7 @@ outbox_stream_open(const char *host, int port, bool tls,
 	 */
 	old_context = MemoryContextSwitchTo(context);
 	if (tls)
-		stream->tls = outbox_tls_create(cacertfile, host, port,
+		stream->tls = outbox_tls_create(tls, key_password, host, port,
 										&stream->failure);
 	if (tls && stream->tls == NULL)
 		fail_stream(stream);

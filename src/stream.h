@@ -37,12 +37,12 @@ typedef struct OutboxStreamReport
 } OutboxStreamReport;
 
 /*
- * Begin to connect.  The strings are copied.  With tls the chain is verified
- * against cacertfile (PEM) or, if that is NULL, the system's store, and the
- * certificate must be for host, name or IP address.
+ * Begin to connect, with TLS unless tls is NULL; for the key's password see
+ * outbox_tls_create().  What is needed later is copied.
  */
-extern OutboxStream *outbox_stream_open(const char *host, int port, bool tls,
-										const char *cacertfile);
+extern OutboxStream *outbox_stream_open(const char *host, int port,
+										const OutboxTlsOptions *tls,
+										const char *key_password);
 
 /* Go on as far as possible without waiting; the state reached. */
 extern OutboxStreamState outbox_stream_advance(OutboxStream *stream);

@@ -22,12 +22,17 @@
 
 #include <netinet/in.h>
 #include <openssl/err.h>
+#include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
 
 #include "storage/latch.h"
 
+#include "secret.h"
 #include "tls.h"
+
+/* A private key, in PEM, is smaller than that. */
+#define TLS_KEY_FILE_MAX	65536
 
 /* SSL_write takes an int; this is plenty and far from its limit */
 #define TLS_WRITE_MAX	(1024 * 1024)
@@ -38,6 +43,11 @@ struct OutboxTls
 	int			port;
 	SSL_CTX    *ctx;
 	SSL		   *ssl;			/* NULL before outbox_tls_start() */
+	bool		verify;
+	char	   *server_name;	/* NULL: the host's */
+	bool		has_certificate;	/* our own */
+	char		words[OUTBOX_FAILURE_DETAIL_LEN];	/* of take_tls_error() */
+	OutboxTrust refused;		/* for what the peer or OpenSSL said of it */
 	bool		open;			/* the handshake is complete */
 	bool		read_wants_write;	/* what OpenSSL waits for, if that is */
 	bool		write_wants_read;	/* the opposite of what was asked */
@@ -51,24 +61,63 @@ struct OutboxTls
  * --------
  */
 
+/* What a reason that only two sides together can have comes to. */
+static OutboxTrust
+trust_of_reason(int reason)
+{
+	switch (reason)
+	{
+		case SSL_R_TLSV1_ALERT_PROTOCOL_VERSION:
+		case SSL_R_UNSUPPORTED_PROTOCOL:
+			return OUTBOX_TRUST_NO_VERSION;
+
+			/*
+			 * The peer's alerts about our certificate; Erlang says handshake
+			 * failure for one that is missing, unless it speaks TLS 1.3.
+			 */
+		case SSL_R_SSLV3_ALERT_BAD_CERTIFICATE:
+		case SSL_R_SSLV3_ALERT_CERTIFICATE_EXPIRED:
+		case SSL_R_SSLV3_ALERT_CERTIFICATE_REVOKED:
+		case SSL_R_SSLV3_ALERT_CERTIFICATE_UNKNOWN:
+		case SSL_R_SSLV3_ALERT_HANDSHAKE_FAILURE:
+		case SSL_R_SSLV3_ALERT_UNSUPPORTED_CERTIFICATE:
+		case SSL_R_TLSV13_ALERT_CERTIFICATE_REQUIRED:
+		case SSL_R_TLSV1_ALERT_UNKNOWN_CA:
+			return OUTBOX_TRUST_NOT_US;
+		default:
+			return OUTBOX_TRUST_OK;
+	}
+}
+
 /*
  * What OpenSSL complained of first, which is nearest to the cause.  Its error
  * queue is left empty.
  */
 static const char *
-take_tls_error(void)
+take_tls_error(OutboxTls *tls)
 {
 	unsigned long code = ERR_peek_error();
 	const char *reason;
 
 	ERR_clear_error();
+	if (ERR_GET_LIB(code) == ERR_LIB_SSL)
+		tls->refused = trust_of_reason(ERR_GET_REASON(code));
 #ifdef ERR_SYSTEM_ERROR
 	/* OpenSSL 3 has no words for these */
 	if (ERR_SYSTEM_ERROR(code))
 		return strerror(ERR_GET_REASON(code));
 #endif
 	reason = ERR_reason_error_string(code);
-	return reason ? reason : "unknown TLS error";
+	if (reason == NULL)
+		reason = "unknown TLS error";
+	snprintf(tls->words, sizeof(tls->words), "%s%s", reason,
+			 tls->refused == OUTBOX_TRUST_NO_VERSION ?
+			 ": the broker speaks no version of TLS that is allowed (see the option tls_min_version)" :
+			 tls->refused != OUTBOX_TRUST_NOT_US ? "" :
+			 tls->has_certificate ?
+			 ": the broker does not accept the client certificate" :
+			 ": the broker may demand a client certificate (see the options certfile and keyfile)");
+	return tls->words;
 }
 
 static void
@@ -185,7 +234,11 @@ outbox_tls_report(const OutboxTls *tls, OutboxTlsReport *report)
 	memset(report, 0, sizeof(*report));
 	if (tls->ssl == NULL)
 		return;
-	report->trust = trust_of(SSL_get_verify_result(tls->ssl));
+	report->unverified = !tls->verify;
+	if (tls->verify)
+		report->trust = trust_of(SSL_get_verify_result(tls->ssl));
+	if (report->trust == OUTBOX_TRUST_OK)
+		report->trust = tls->refused;
 	if (report->trust != OUTBOX_TRUST_OK)
 	{
 		strlcpy(report->subject, tls->subject, sizeof(report->subject));
@@ -205,60 +258,174 @@ outbox_tls_report(const OutboxTls *tls, OutboxTlsReport *report)
  * --------
  */
 
-/* OpenSSL must never ask anybody at a terminal for a passphrase. */
-static int
-no_passphrase(char *buf, int size, int rwflag, void *arg)
-{
-	return 0;
-}
-
 static bool
-load_authorities(OutboxTls *tls, const char *cacertfile,
+load_authorities(OutboxTls *tls, const OutboxTlsOptions *options,
 				 OutboxFailure *failure)
 {
+	const char *file = options->cacertfile;
+	const char *dir = options->cacertdir;
 	int			ok;
 
-	if (cacertfile)
-		ok = SSL_CTX_load_verify_locations(tls->ctx, cacertfile, NULL);
+	if (file && !outbox_file_check(file, "CA certificate file", failure))
+		return false;
+	if (dir && !outbox_file_check_hashed(dir, "CA certificate directory",
+										 failure))
+		return false;
+	if (file || dir)
+		ok = SSL_CTX_load_verify_locations(tls->ctx, file, dir);
 	else
 		ok = SSL_CTX_set_default_verify_paths(tls->ctx);
 	if (ok != 1)
 		outbox_failure_set(failure, ERRCODE_CONFIG_FILE_ERROR,
-						   take_tls_error(),
+						   take_tls_error(tls),
 						   "could not load CA certificates from \"%s\"",
-						   cacertfile ? cacertfile : "the system's store");
+						   file ? file : dir ? dir : "the system's store");
 	return ok == 1;
 }
 
-static bool
-create_context(OutboxTls *tls, const char *cacertfile, OutboxFailure *failure)
+/* A passphrase, and whether OpenSSL has asked for it. */
+typedef struct OutboxPassphrase
 {
-	ERR_clear_error();
-	tls->ctx = SSL_CTX_new(TLS_client_method());
-	if (tls->ctx == NULL)
+	const char *words;			/* NULL: none */
+	bool		asked;
+} OutboxPassphrase;
+
+/*
+ * OpenSSL wants a passphrase.  Without this it would ask at a terminal; what it
+ * gets if there is none is no passphrase, not an empty one.
+ */
+static int
+give_passphrase(char *buf, int size, int rwflag, void *arg)
+{
+	OutboxPassphrase *passphrase = (OutboxPassphrase *) arg;
+	Size		len;
+
+	if (passphrase == NULL)
+		return -1;
+	passphrase->asked = true;
+	if (passphrase->words == NULL)
+		return -1;
+	len = strlen(passphrase->words);
+	if (len > (Size) size)
+		return -1;
+	memcpy(buf, passphrase->words, len);
+	return (int) len;
+}
+
+/* The private key out of what stood in its file; NULL with *failure. */
+static EVP_PKEY *
+parse_key(OutboxTls *tls, const char *path, const char *contents,
+		  const char *key_password, OutboxFailure *failure)
+{
+	OutboxPassphrase passphrase = {.words = key_password};
+	BIO		   *bio = BIO_new_mem_buf(contents, -1);
+	EVP_PKEY   *key = NULL;
+	const char *detail;
+
+	if (bio)
+		key = PEM_read_bio_PrivateKey(bio, NULL, give_passphrase, &passphrase);
+	BIO_free(bio);
+	if (key)
+		return key;
+	detail = take_tls_error(tls);
+	if (passphrase.asked)
+		detail = key_password ?
+			"It is encrypted, and not with the passphrase that was given." :
+			"It is encrypted: set keyfile_password or keyfile_password_file.";
+	outbox_failure_set(failure, ERRCODE_CONFIG_FILE_ERROR, detail,
+					   "could not load key file \"%s\"", path);
+	return NULL;
+}
+
+static bool
+load_key(OutboxTls *tls, const OutboxTlsOptions *options,
+		 const char *key_password, OutboxFailure *failure)
+{
+	char	   *contents = outbox_secret_read(options->keyfile, "key file",
+											  TLS_KEY_FILE_MAX, failure);
+	EVP_PKEY   *key;
+	bool		ok;
+
+	if (contents == NULL)
+		return false;
+	key = parse_key(tls, options->keyfile, contents, key_password, failure);
+	outbox_secret_forget(contents);
+	if (key == NULL)
+		return false;
+
+	/* this also compares it with the certificate */
+	ok = SSL_CTX_use_PrivateKey(tls->ctx, key) == 1;
+	EVP_PKEY_free(key);
+	if (!ok)
+		outbox_failure_set(failure, ERRCODE_CONFIG_FILE_ERROR,
+						   take_tls_error(tls),
+						   "key file \"%s\" is not for certificate file \"%s\"",
+						   options->keyfile, options->certfile);
+	return ok;
+}
+
+/* Our own certificate, if there is one. */
+static bool
+load_certificate(OutboxTls *tls, const OutboxTlsOptions *options,
+				 const char *key_password, OutboxFailure *failure)
+{
+	const char *path = options->certfile;
+
+	if (path == NULL)
+		return true;
+	if (!outbox_file_check(path, "certificate file", failure))
+		return false;
+	if (SSL_CTX_use_certificate_chain_file(tls->ctx, path) != 1)
 	{
-		fail_tls(tls, take_tls_error(), failure);
+		outbox_failure_set(failure, ERRCODE_CONFIG_FILE_ERROR,
+						   take_tls_error(tls),
+						   "could not load certificate file \"%s\"", path);
 		return false;
 	}
-	SSL_CTX_set_default_passwd_cb(tls->ctx, no_passphrase);
-	SSL_CTX_set_min_proto_version(tls->ctx, TLS1_2_VERSION);
-	SSL_CTX_set_verify(tls->ctx, SSL_VERIFY_PEER, note_verification);
+	tls->has_certificate = true;
+	return load_key(tls, options, key_password, failure);
+}
+
+static bool
+create_context(OutboxTls *tls, const OutboxTlsOptions *options,
+			   OutboxFailure *failure)
+{
+	int			version = options->min_version == OUTBOX_TLS_1_3 ?
+		TLS1_3_VERSION : TLS1_2_VERSION;
+
+	ERR_clear_error();
+	tls->ctx = SSL_CTX_new(TLS_client_method());
+	if (tls->ctx == NULL ||
+		SSL_CTX_set_min_proto_version(tls->ctx, version) != 1)
+	{
+		fail_tls(tls, take_tls_error(tls), failure);
+		return false;
+	}
+	SSL_CTX_set_default_passwd_cb(tls->ctx, give_passphrase);
+	SSL_CTX_set_verify(tls->ctx,
+					   tls->verify ? SSL_VERIFY_PEER : SSL_VERIFY_NONE,
+					   note_verification);
 
 	/* output waits in a buffer that grows, and so moves, between two tries */
 	SSL_CTX_set_mode(tls->ctx, SSL_MODE_ENABLE_PARTIAL_WRITE |
 					 SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
-	return load_authorities(tls, cacertfile, failure);
+	return true;
 }
 
 OutboxTls *
-outbox_tls_create(const char *cacertfile, const char *host, int port,
-				  OutboxFailure *failure)
+outbox_tls_create(const OutboxTlsOptions *options, const char *key_password,
+				  const char *host, int port, OutboxFailure *failure)
 {
 	OutboxTls  *tls = palloc0(sizeof(OutboxTls));
 
 	tls->host = pstrdup(host);
 	tls->port = port;
-	if (create_context(tls, cacertfile, failure))
+	tls->verify = options->verify == OUTBOX_VERIFY_PEER;
+	if (options->server_name)
+		tls->server_name = pstrdup(options->server_name);
+	if (create_context(tls, options, failure) &&
+		(!tls->verify || load_authorities(tls, options, failure)) &&
+		load_certificate(tls, options, key_password, failure))
 		return tls;
 	outbox_tls_release(tls, false);
 	return NULL;
@@ -309,13 +476,23 @@ expect_address(OutboxTls *tls, const OutboxAddress *address)
 	return X509_VERIFY_PARAM_set1_ip(param, ip, len) == 1;
 }
 
-/* The certificate must be for the host name, which the broker is told (SNI). */
+/* The certificate must be for the name, which the broker is told (SNI). */
 static bool
-expect_name(OutboxTls *tls)
+expect_name(OutboxTls *tls, const char *name)
 {
 	SSL_set_hostflags(tls->ssl, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS);
-	return SSL_set1_host(tls->ssl, tls->host) == 1 &&
-		SSL_set_tlsext_host_name(tls->ssl, tls->host) == 1;
+	return SSL_set1_host(tls->ssl, name) == 1 &&
+		SSL_set_tlsext_host_name(tls->ssl, name) == 1;
+}
+
+/* An address is no name that one could be told. */
+static bool
+expect_peer(OutboxTls *tls, const OutboxAddress *address)
+{
+	if (tls->server_name)
+		return expect_name(tls, tls->server_name);
+	return address ? expect_address(tls, address) :
+		expect_name(tls, tls->host);
 }
 
 bool
@@ -327,9 +504,9 @@ outbox_tls_start(OutboxTls *tls, pgsocket fd, const OutboxAddress *address,
 	if (tls->ssl != NULL &&
 		SSL_set_app_data(tls->ssl, tls) == 1 &&
 		SSL_set_fd(tls->ssl, fd) == 1 &&
-		(address ? expect_address(tls, address) : expect_name(tls)))
+		expect_peer(tls, address))
 		return true;
-	fail_tls(tls, take_tls_error(), failure);
+	fail_tls(tls, take_tls_error(tls), failure);
 	return false;
 }
 
@@ -339,7 +516,7 @@ fail_handshake(OutboxTls *tls, int error, int save_errno,
 {
 	long		verified = SSL_get_verify_result(tls->ssl);
 
-	if (verified != X509_V_OK)
+	if (tls->verify && verified != X509_V_OK)
 		outbox_failure_set(failure,
 						   ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,
 						   X509_verify_cert_error_string(verified),
@@ -350,7 +527,7 @@ fail_handshake(OutboxTls *tls, int error, int save_errno,
 	else if (error == SSL_ERROR_SYSCALL)
 		fail_tls(tls, strerror(save_errno), failure);
 	else
-		fail_tls(tls, take_tls_error(), failure);
+		fail_tls(tls, take_tls_error(tls), failure);
 	ERR_clear_error();
 }
 
@@ -403,7 +580,7 @@ tls_stalled(OutboxTls *tls, int result, int opposite_error, bool *opposite,
 	else if (error == SSL_ERROR_SYSCALL)
 		*detail = strerror(save_errno);
 	else
-		*detail = take_tls_error();
+		*detail = take_tls_error(tls);
 	ERR_clear_error();
 	return -1;
 }

@@ -14,7 +14,32 @@
 
 typedef struct OutboxTls OutboxTls;
 
-/* Why a certificate was not accepted, as far as there is a remedy of its own. */
+/* Of enums that are options, 0 is the default. */
+typedef enum OutboxVerify
+{
+	OUTBOX_VERIFY_PEER,			/* the broker's certificate: chain and name */
+	OUTBOX_VERIFY_NONE
+} OutboxVerify;
+
+typedef enum OutboxTlsVersion
+{
+	OUTBOX_TLS_1_2,
+	OUTBOX_TLS_1_3
+} OutboxTlsVersion;
+
+/* How a connection is protected; NULL where nothing is said. */
+typedef struct OutboxTlsOptions
+{
+	OutboxVerify verify;
+	OutboxTlsVersion min_version;
+	char	   *cacertfile;		/* PEM; if neither is given, the system's */
+	char	   *cacertdir;		/* hashed, as "openssl rehash" makes it */
+	char	   *server_name;	/* instead of the host's, told and verified */
+	char	   *certfile;		/* PEM, ours and what is between it and the CA */
+	char	   *keyfile;		/* PEM, of that; perhaps encrypted */
+} OutboxTlsOptions;
+
+/* Why there is no trust, as far as there is a remedy of its own. */
 typedef enum OutboxTrust
 {
 	OUTBOX_TRUST_OK,			/* or nothing was verified */
@@ -22,12 +47,16 @@ typedef enum OutboxTrust
 	OUTBOX_TRUST_NOT_YET,		/* it is not valid yet */
 	OUTBOX_TRUST_NO_CA,			/* nobody that we trust has signed it */
 	OUTBOX_TRUST_NAME,			/* it is for another host */
-	OUTBOX_TRUST_OTHER
+	OUTBOX_TRUST_OTHER,
+	OUTBOX_TRUST_NO_VERSION,	/* no version of TLS is allowed on both sides */
+	OUTBOX_TRUST_NOT_US			/* the broker does not accept our certificate,
+								 * or demands one */
 } OutboxTrust;
 
 typedef struct OutboxTlsReport
 {
 	OutboxTrust trust;
+	bool		unverified;		/* by the options */
 	char		version[16];	/* of the protocol; empty: not agreed on */
 	char		subject[256];	/* of the certificate that ends first, or that
 								 * was not accepted; empty: not known */
@@ -36,18 +65,22 @@ typedef struct OutboxTlsReport
 
 /*
  * Make ready for host, in CurrentMemoryContext: read what files there are.
- * The strings are copied.  NULL, with *failure, if that cannot be done.
+ * key_password is for the keyfile, NULL if it needs none.  What is needed later
+ * is copied.  NULL, with *failure, if that cannot be done.
  * Whoever owns the context calls outbox_tls_release() before it goes.
  */
-extern OutboxTls *outbox_tls_create(const char *cacertfile, const char *host,
-									int port, OutboxFailure *failure);
+extern OutboxTls *outbox_tls_create(const OutboxTlsOptions *options,
+									const char *key_password,
+									const char *host, int port,
+									OutboxFailure *failure);
 
 /* A connection that is open is told good-bye if the socket takes that at once. */
 extern void outbox_tls_release(OutboxTls *tls, bool open);
 
 /*
- * Begin on a socket that is connected.  The certificate must be for the
- * address, or, if that is NULL, for the host's name.
+ * Begin on a socket that is connected.  The certificate must be for the name
+ * that the options give; without one for the address, or, if that is NULL, for
+ * the host's name.
  */
 extern bool outbox_tls_start(OutboxTls *tls, pgsocket fd,
 							 const OutboxAddress *address,

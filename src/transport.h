@@ -20,7 +20,7 @@
 #define OUTBOX_TRANSPORT_H
 
 #include "message.h"
-#include "option.h"
+#include "credential.h"
 #include "stream.h"
 #include "topology.h"
 
@@ -90,7 +90,7 @@ typedef struct OutboxTransportReport
  */
 extern OutboxTransport *outbox_transport_start(const OutboxServer *server,
 											   int host_no,
-											   const char *password,
+											   const OutboxCredentials *credentials,
 											   const char *connection_name);
 
 /*

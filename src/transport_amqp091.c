@@ -720,7 +720,8 @@ outbox_transport_timeout(OutboxTransport *t)
 
 OutboxTransport *
 outbox_transport_start(const OutboxServer *server, int host_no,
-					   const char *password, const char *connection_name)
+					   const OutboxCredentials *credentials,
+					   const char *connection_name)
 {
 	MemoryContext context;
 	MemoryContext old_context;
@@ -739,9 +740,10 @@ outbox_transport_start(const OutboxServer *server, int host_no,
 	t->port = server->hosts[host_no].port;
 	t->connect_timeout_ms = server->connect_timeout * INT64CONST(1000);
 	t->deadline = outbox_clock_ms() + t->connect_timeout_ms;
-	t->login = outbox_login_create(server, password, connection_name);
-	t->wire = outbox_wire_open(t->host, t->port, server->tls,
-							   server->cacertfile);
+	t->login = outbox_login_create(server, credentials, connection_name);
+	t->wire = outbox_wire_open(t->host, t->port,
+							   server->tls ? &server->tls_options : NULL,
+							   credentials->key_password);
 	MemoryContextSwitchTo(old_context);
 	return t;
 }
@@ -751,7 +753,15 @@ connect_further(OutboxTransport *t)
 {
 	t->stream_state = outbox_wire_advance(t->wire);
 	if (t->stream_state == OUTBOX_STREAM_OPEN)
-		enter_login(t);
+	{
+		OutboxStreamReport stream;
+
+		outbox_wire_report(t->wire, &stream);
+		if (outbox_login_permit(t->login, &stream, &t->failure))
+			enter_login(t);
+		else
+			become_lost(t);
+	}
 	else if (t->stream_state == OUTBOX_STREAM_FAILED)
 		lose_stream(t);
 }
@@ -812,6 +822,9 @@ phase_of(const OutboxTransport *t, const OutboxStreamReport *stream)
 		default:
 			break;
 	}
+	/* open, but not protected as it would have to be */
+	if (outbox_login_is_forbidden(t->login))
+		return OUTBOX_PHASE_HANDSHAKING;
 	switch (outbox_login_state(t->login))
 	{
 		case OUTBOX_LOGIN_AWAIT_START:

@@ -42,6 +42,7 @@
 #include "catalog.h"
 #include "compat.h"
 #include "horizon.h"
+#include "option.h"
 #include "permission.h"
 #include "registry.h"
 #include "server.h"
@@ -310,6 +311,24 @@ outbox_utility_after_commit_prepared(void)
 		outbox_utility_note_change();
 }
 
+/* The options of the server or user mapping that the statement alters. */
+static List *
+outbox_statement_former_options(Node *parsetree)
+{
+	AlterUserMappingStmt *mapping = (AlterUserMappingStmt *) parsetree;
+	bool		public;
+	Oid			userid;
+
+	if (IsA(parsetree, AlterForeignServerStmt))
+		return outbox_option_of_server(((AlterForeignServerStmt *) parsetree)->servername);
+	if (!IsA(parsetree, AlterUserMappingStmt))
+		return NIL;
+	public = mapping->user->roletype == ROLESPEC_PUBLIC;
+	userid = public ? InvalidOid : get_rolespec_oid(mapping->user, true);
+	return public || OidIsValid(userid) ?
+		outbox_option_of_mapping(mapping->servername, userid) : NIL;
+}
+
 /* Whoever stands next in line, or the standard. */
 static void
 outbox_utility_pass_on(PlannedStmt *pstmt, const char *queryString,
@@ -318,6 +337,8 @@ outbox_utility_pass_on(PlannedStmt *pstmt, const char *queryString,
 					   DestReceiver *dest, QueryCompletion *qc)
 {
 	bool		was_dropping = dropping_extension;
+	List	   *former =
+		outbox_option_set_former(outbox_statement_former_options(pstmt->utilityStmt));
 
 	PG_TRY();
 	{
@@ -333,6 +354,7 @@ outbox_utility_pass_on(PlannedStmt *pstmt, const char *queryString,
 	PG_FINALLY();
 	{
 		dropping_extension = was_dropping;
+		(void) outbox_option_set_former(former);
 	}
 	PG_END_TRY();
 }

@@ -105,7 +105,8 @@ release_wire(void *arg)
 }
 
 OutboxWire *
-outbox_wire_open(const char *host, int port, bool tls, const char *cacertfile)
+outbox_wire_open(const char *host, int port, const OutboxTlsOptions *tls,
+				 const char *key_password)
 {
 	OutboxWire *wire = palloc0(sizeof(OutboxWire));
 
@@ -126,7 +127,7 @@ outbox_wire_open(const char *host, int port, bool tls, const char *cacertfile)
 				(errcode(ERRCODE_OUT_OF_MEMORY),
 				 errmsg("out of memory"),
 				 errdetail("Failed while creating an AMQP decoder.")));
-	wire->stream = outbox_stream_open(host, port, tls, cacertfile);
+	wire->stream = outbox_stream_open(host, port, tls, key_password);
 	return wire;
 }
 

@@ -52,11 +52,13 @@ typedef enum OutboxFrameResult
 } OutboxFrameResult;
 
 /*
- * Begin to connect.  The wire, its stream included, goes with
- * CurrentMemoryContext.  May raise an error for lack of memory only.
+ * Begin to connect, as outbox_stream_open() does.  The wire, its stream
+ * included, goes with CurrentMemoryContext.  May raise an error for lack of
+ * memory only.
  */
-extern OutboxWire *outbox_wire_open(const char *host, int port, bool tls,
-									const char *cacertfile);
+extern OutboxWire *outbox_wire_open(const char *host, int port,
+									const OutboxTlsOptions *tls,
+									const char *key_password);
 
 /*
  * Let the stream go on, until it is open; then the protocol header is queued

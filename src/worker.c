@@ -51,6 +51,7 @@
 #include "backlog.h"
 #include "catalog.h"
 #include "compat.h"
+#include "credential.h"
 #include "horizon.h"
 #include "keeper.h"
 #include "option.h"
@@ -81,6 +82,10 @@
 /* And after an error in that not so soon. */
 #define OUTBOX_ROTATION_ERROR_MS	60000
 
+/* So long before a token expires a newer one is looked for, and how often. */
+#define OUTBOX_RENEWAL_LEAD_MS		INT64CONST(60000)
+#define OUTBOX_RENEWAL_LOOK_MS		1000
+
 /* How often an unchanged failure is logged again, and a different one. */
 #define OUTBOX_REMINDER_MS			(60 * 60 * 1000)
 #define OUTBOX_LOG_PAUSE_MS			1000
@@ -105,6 +110,9 @@ typedef struct OutboxWorker
 	int			host_no;		/* of the current or next connection */
 	int			failures;		/* to connect, in a row */
 	TimestampTz retry_at;		/* next attempt to connect */
+	TimestampTz expires_at;		/* of the token that we logged in with; 0:
+								 * not known */
+	TimestampTz renew_at;		/* look for a newer one; 0: no need */
 
 	bool		stopping;		/* leave when drained */
 	bool		reconnecting;	/* connect anew when drained */
@@ -255,34 +263,42 @@ outbox_worker_connection_failed(const OutboxFailure *failure)
 		outbox_worker_set_state(OUTBOX_WORKER_WAITING);
 }
 
+/*
+ * When to look for a newer token: in the last tenth of the time that this one
+ * has left, but not too early.
+ */
+static TimestampTz
+outbox_worker_renewal(TimestampTz now)
+{
+	int64		left_ms = (worker->expires_at - now) / 1000;
+
+	if (worker->expires_at == 0)
+		return 0;
+	return worker->expires_at -
+		Min(left_ms / 10, OUTBOX_RENEWAL_LEAD_MS) * INT64CONST(1000);
+}
+
 static void
 outbox_worker_connect(void)
 {
 	OutboxServer *server = worker->server;
+	OutboxCredentials credentials;
 	OutboxFailure failure;
-	char	   *password;
 	char	   *connection_name;
 
-	if (server->user == NULL)
-	{
-		outbox_failure_set(&failure, ERRCODE_UNDEFINED_OBJECT, NULL,
-						   "there is no user mapping with a user for the server's owner or PUBLIC");
-		outbox_worker_connection_failed(&failure);
-		return;
-	}
-	password = outbox_option_password(server, &failure);
-	if (password == NULL)
+	if (!outbox_credentials_read(server, &credentials, &failure))
 	{
 		outbox_worker_connection_failed(&failure);
 		return;
 	}
+	worker->expires_at = credentials.expires_at;
+	worker->renew_at = outbox_worker_renewal(GetCurrentTimestamp());
 	connection_name = psprintf("amqp_outbox %s/%s", worker->database,
 							   server->name);
 	worker->transport = outbox_transport_start(server, worker->host_no,
-											   password, connection_name);
+											   &credentials, connection_name);
 	pfree(connection_name);
-	explicit_bzero(password, strlen(password));
-	pfree(password);
+	outbox_credentials_forget(&credentials);
 	outbox_worker_set_state(OUTBOX_WORKER_CONNECTING);
 }
 
@@ -653,6 +669,43 @@ outbox_worker_make_key(void)
 	CommitTransactionCommand();
 }
 
+/*
+ * The token expires soon.  If there is a newer one we log in with it, in good
+ * order; if not, the broker ends the connection when it does.
+ */
+static void
+outbox_worker_renew(TimestampTz now)
+{
+	OutboxCredentials credentials;
+	OutboxFailure failure;
+	TimestampTz expires_at;
+
+	if (worker->transport == NULL || worker->renew_at == 0 ||
+		now < worker->renew_at || outbox_worker_draining())
+		return;
+	worker->renew_at = TimestampTzPlusMilliseconds(now,
+												   OUTBOX_RENEWAL_LOOK_MS);
+	if (!outbox_credentials_read(worker->server, &credentials, &failure))
+	{
+		outbox_worker_log_failure(&failure);
+		return;
+	}
+	expires_at = credentials.expires_at;
+	outbox_credentials_forget(&credentials);
+	if (expires_at > worker->expires_at || expires_at == 0)
+	{
+		worker->reconnecting = true;
+		outbox_worker_begin_drain(now);
+		return;
+	}
+	outbox_failure_set(&failure, ERRCODE_INVALID_PASSWORD,
+					   "Write a new one into the file before.",
+					   "the token in file \"%s\" expires at %s",
+					   worker->server->token_file,
+					   timestamptz_to_str(expires_at));
+	outbox_worker_log_failure(&failure);
+}
+
 static void
 outbox_worker_serve(TimestampTz now)
 {
@@ -709,6 +762,7 @@ outbox_worker_check_requests(TimestampTz now)
 	}
 	if (!worker->stopping && now >= worker->sql_retry_at)
 		outbox_worker_serve(now);
+	outbox_worker_renew(now);
 }
 
 /* Drained, or waited long enough? */
@@ -819,6 +873,8 @@ outbox_worker_timeout(TimestampTz now)
 		timeout = outbox_transport_timeout(worker->transport);
 		timeout = outbox_worker_until(outbox_worker_confirm_deadline(), now,
 									  timeout);
+		if (!outbox_worker_draining())
+			timeout = outbox_worker_until(worker->renew_at, now, timeout);
 	}
 	if (worker->stopping)
 		timeout = outbox_worker_until(Max(worker->drain_until, 1), now,

@@ -23,6 +23,7 @@ foreach my $user ('mes', 'third')
 	$broker->ctl('set_permissions', $user, '.*', '.*', '.*');
 }
 append_to_file($password_file, "secret\n");
+chmod(0600, $password_file) or die "chmod: $!";
 
 create_server($node, 'postgres', 'mes', $broker);
 create_sent($node, 'postgres');

@@ -121,7 +121,7 @@ refused("SET uri 'amqps://broker.test:$port'",
 	qr/could not verify the certificate of host "broker.test"/,
 	'wrong name');
 refused("SET cacertfile '$dir/missing.pem'",
-	qr/could not load CA certificates from/, 'missing CA file');
+	qr/could not open CA certificate file/, 'missing CA file');
 refused("SET cacertfile '$dir/ours.pem', SET uri 'amqps://127.0.0.1:" . $broker->port . "'",
 	qr/could not establish TLS with host "127.0.0.1"/,
 	'a broker that speaks no TLS');

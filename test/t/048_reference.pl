@@ -345,7 +345,8 @@ sub option_type
 	return ('integer, B', "$1 $2") if $hint =~ /^Give a number of bytes from (\d+) to (\d+)/;
 	return ('integer', "$1 $2") if $hint =~ /(?:number from|go from) (\d+) to (\d+)/;
 	return ('boolean', '') if $hint =~ /^Give true or false/;
-	return ('text', $1 =~ s/ or |, / /gr) if $hint =~ /^Give (\w+(?:, \w+)* or \w+)\.$/;
+	return ('text', $1 =~ s/ or |, / /gr)
+	  if $hint =~ /^Give ([\w.]+(?:, [\w.]+)* or [\w.]+)\.$/;
 	return ('text', '');
 }
 
@@ -369,7 +370,6 @@ sub option_default
 	return $type eq 'boolean' ? 'false' : $type =~ /integer/ ? '0' : ''
 	  if !defined $value;
 	$value = $1 if $value =~ /"(.*)"/;
-	$value = lc $1 if $value =~ /^OUTBOX_UNROUTABLE_(\w+)$/;
 	$value = $constant{$value} // $value;
 	if ($value =~ /^[\d* ]+$/)
 	{
@@ -401,9 +401,9 @@ sub check_options
 		push @wrong, "$name is of type $type" if $row->{type} ne $type;
 		push @wrong, "$name takes $range" if $said ne $range;
 
-		# triggers' options have theirs elsewhere; of words it is the first
-		$real = $range eq '' ? $default : (split(/ /, $range))[0]
-		  if $kind eq 'trigger option';
+		# of words it is the first; triggers' options have theirs elsewhere
+		$real = (split(/ /, $range))[0] if $type eq 'text' && $range ne '';
+		$real = $default if $kind eq 'trigger option' && $range eq '';
 		push @wrong, "$name has the default '$real'"
 		  if ($default // '') ne ($real // '')
 		  && !($kind eq 'trigger option' && $type =~ /integer/);

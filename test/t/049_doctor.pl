@@ -300,7 +300,7 @@ $rows = examine_tls('other');
 like($rows->{tls}, qr/error: could not verify .* -> Set the server's option cacertfile/,
 	'TLS: unknown CA');
 $rows = examine_tls('missing');
-like($rows->{tls}, qr/error: could not load CA certificates.* -> Correct the server's option cacertfile/,
+like($rows->{tls}, qr/error: could not open CA certificate file.* -> Correct the server's option cacertfile/,
 	'TLS: missing CA file');
 new_certificate('IP:127.0.0.1', 20);
 $rows = examine_tls('ours');
