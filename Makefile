@@ -10,8 +10,8 @@ PGFILEDESC = "amqp_outbox - transactional outbox for AMQP"
 
 # In the order of the rooms: a file uses only files that stand before it.
 ROOMS = message trace rate health settings clock horizon measure registry \
-	backlog shared catalog leaf secret option credential server recent flush \
-	buffer store ordering ledger census settlement destination resolve tls token \
+	backlog shared catalog leaf secret resolve tls token option credential server \
+	recent flush buffer store ordering ledger census settlement destination \
 	stream properties topology wire login returned assertion transport_amqp091 \
 	pipeline keeper rotation prune worker launcher chart examination doctor query \
 	pattern permission utility claim admit enqueue template row_json row_option \
