@@ -3,6 +3,11 @@
 -- complain if the script is sourced in psql instead of CREATE EXTENSION
 \echo Use "CREATE EXTENSION amqp_outbox" to load this file. \quit
 
+-- What is made here runs for others, with their rights or with ours.  Whoever
+-- may create objects in the schema that CREATE EXTENSION names (the owner of a
+-- database in public) must not have a say in what its names and operators mean.
+SET LOCAL search_path = pg_catalog, pg_temp;
+
 --
 -- What applications call lives in the schema that CREATE EXTENSION names;
 -- everything else lives here.
@@ -360,7 +365,7 @@ END $$;
 -- 42704 for an unknown server, 42501 without USAGE on it, 53400 when a limit of
 -- the server's backlog is reached, 25006 in a read-only transaction.
 --
-CREATE FUNCTION amqp_publish(exchange text, routing_key text, body jsonb,
+CREATE FUNCTION @extschema@.amqp_publish(exchange text, routing_key text, body jsonb,
 	headers jsonb DEFAULT NULL, content_type text DEFAULT NULL,
 	content_encoding text DEFAULT NULL, persistent boolean DEFAULT NULL,
 	priority integer DEFAULT NULL, correlation_id text DEFAULT NULL,
@@ -375,7 +380,7 @@ CREATE FUNCTION amqp_publish(exchange text, routing_key text, body jsonb,
 RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'outbox_sql_publish_jsonb';
 
-CREATE FUNCTION amqp_publish(exchange text, routing_key text, body json,
+CREATE FUNCTION @extschema@.amqp_publish(exchange text, routing_key text, body json,
 	headers jsonb DEFAULT NULL, content_type text DEFAULT NULL,
 	content_encoding text DEFAULT NULL, persistent boolean DEFAULT NULL,
 	priority integer DEFAULT NULL, correlation_id text DEFAULT NULL,
@@ -390,7 +395,7 @@ CREATE FUNCTION amqp_publish(exchange text, routing_key text, body json,
 RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'outbox_sql_publish_json';
 
-CREATE FUNCTION amqp_publish(exchange text, routing_key text, body text,
+CREATE FUNCTION @extschema@.amqp_publish(exchange text, routing_key text, body text,
 	headers jsonb DEFAULT NULL, content_type text DEFAULT NULL,
 	content_encoding text DEFAULT NULL, persistent boolean DEFAULT NULL,
 	priority integer DEFAULT NULL, correlation_id text DEFAULT NULL,
@@ -405,7 +410,7 @@ CREATE FUNCTION amqp_publish(exchange text, routing_key text, body text,
 RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'outbox_sql_publish_text';
 
-CREATE FUNCTION amqp_publish(exchange text, routing_key text, body bytea,
+CREATE FUNCTION @extschema@.amqp_publish(exchange text, routing_key text, body bytea,
 	headers jsonb DEFAULT NULL, content_type text DEFAULT NULL,
 	content_encoding text DEFAULT NULL, persistent boolean DEFAULT NULL,
 	priority integer DEFAULT NULL, correlation_id text DEFAULT NULL,
@@ -509,10 +514,10 @@ END $$;
 -- amqp_publish().  The right to publish is USAGE on the server, which whoever
 -- changes the table needs.
 --
-CREATE FUNCTION amqp_publish_row()
+CREATE FUNCTION @extschema@.amqp_publish_row()
 RETURNS trigger LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'outbox_sql_publish_row';
-COMMENT ON FUNCTION amqp_publish_row() IS
+COMMENT ON FUNCTION @extschema@.amqp_publish_row() IS
 'trigger function: publish a message for each row that was changed; its arguments are exchange, routing key and options, ''name=value'' each';
 
 --
@@ -528,11 +533,11 @@ COMMENT ON FUNCTION amqp_publish_row() IS
 -- for others the tables are searched, about 0.15 s for each million messages
 -- that are stored.
 --
-CREATE FUNCTION amqp_wait_for_confirm(message_id text,
+CREATE FUNCTION @extschema@.amqp_wait_for_confirm(message_id text,
 	timeout interval DEFAULT '30 seconds')
 RETURNS boolean LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'outbox_sql_wait_for_confirm';
-COMMENT ON FUNCTION amqp_wait_for_confirm(text, interval) IS
+COMMENT ON FUNCTION @extschema@.amqp_wait_for_confirm(text, interval) IS
 'wait until the broker has confirmed a message that was published and committed';
 
 --
@@ -568,7 +573,7 @@ $$;
 COMMENT ON FUNCTION amqp_outbox.prune_inbox(bigint) IS
 'remove what consumers accepted longer ago than amqp_outbox.inbox_retention, at most so many rows; returns how many';
 
-CREATE FUNCTION amqp_inbox_accept(consumer text, message_id text)
+CREATE FUNCTION @extschema@.amqp_inbox_accept(consumer text, message_id text)
 RETURNS boolean LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -605,7 +610,7 @@ BEGIN
 	RETURN true;
 END;
 $$;
-COMMENT ON FUNCTION amqp_inbox_accept(text, text) IS
+COMMENT ON FUNCTION @extschema@.amqp_inbox_accept(text, text) IS
 'whether this consumer sees this message for the first time; true once per message, if the transaction commits';
 
 --
@@ -757,7 +762,10 @@ FROM amqp_outbox.dead_letter d
 COMMENT ON VIEW amqp_outbox.stored_message IS
 'amqp_outbox.message without what the own transaction has not committed; pg_monitor sees all but body and headers';
 
-CREATE VIEW amqp_outbox.message AS
+-- LOCK TABLE locks what is under a view by the rights of the view's owner, and
+-- PUBLIC may insert into this one: by the invoker's rights, nobody can keep the
+-- tables from the workers.
+CREATE VIEW amqp_outbox.message WITH (security_invoker) AS
 SELECT * FROM amqp_outbox.stored_message
 UNION ALL
 SELECT u.server, NULL, u.message_id, 'uncommitted',
@@ -1512,7 +1520,7 @@ REVOKE ALL ON FUNCTION amqp_outbox.latency(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.health_threshold() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.backlog() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.wake() FROM PUBLIC;
-REVOKE ALL ON FUNCTION amqp_inbox_accept(text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.amqp_inbox_accept(text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.prune_inbox(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.adopt() FROM PUBLIC;
 REVOKE ALL ON FUNCTION amqp_outbox.insert_message() FROM PUBLIC;

@@ -17,8 +17,12 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xlog.h"
+#include "catalog/dependency.h"
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_depend.h"
+#include "catalog/pg_extension.h"
+#include "commands/extension.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
@@ -48,6 +52,14 @@ typedef struct OutboxKeyEntry
 static HTAB *key_cache = NULL;
 static Oid	key_cache_relid = InvalidOid;
 
+/*
+ * Tables and views that all had the same owner when they were looked at, and
+ * that nothing has happened to since then.
+ */
+static List *owned_relids = NIL;
+static Oid	checked_owner = InvalidOid;
+static bool owner_is_checked = false;
+
 /* the identity table that was seen to hold a committed row */
 static Oid	identity_seen_relid = InvalidOid;
 
@@ -75,8 +87,12 @@ outbox_catalog_relid(const char *relname)
 	return relid;
 }
 
-Oid
-outbox_catalog_owner(Oid relid)
+/*
+ * The owner
+ */
+
+static Oid
+outbox_catalog_relation_owner(Oid relid)
 {
 	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
 	Oid			owner;
@@ -85,6 +101,86 @@ outbox_catalog_owner(Oid relid)
 		elog(ERROR, "cache lookup failed for relation %u", relid);
 	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
 	ReleaseSysCache(tuple);
+	return owner;
+}
+
+static void
+outbox_catalog_forget_owner(Datum arg, Oid relid)
+{
+	if (relid == InvalidOid || list_member_oid(owned_relids, relid))
+		owner_is_checked = false;
+}
+
+/* OIDs of all tables and views of the extension, for the process's life. */
+static List *
+outbox_catalog_members(void)
+{
+	Relation	rel = table_open(DependRelationId, AccessShareLock);
+	List	   *members = NIL;
+	ScanKeyData key[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key[0], Anum_pg_depend_refclassid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(ExtensionRelationId));
+	ScanKeyInit(&key[1], Anum_pg_depend_refobjid, BTEqualStrategyNumber,
+				F_OIDEQ,
+				ObjectIdGetDatum(get_extension_oid(OUTBOX_EXTENSION, false)));
+	scan = systable_beginscan(rel, DependReferenceIndexId, true, NULL, 2, key);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_depend form = (Form_pg_depend) GETSTRUCT(tuple);
+		MemoryContext old_context;
+
+		if (form->classid != RelationRelationId ||
+			form->deptype != DEPENDENCY_EXTENSION)
+			continue;
+		old_context = MemoryContextSwitchTo(TopMemoryContext);
+		members = lappend_oid(members, form->objid);
+		MemoryContextSwitchTo(old_context);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return members;
+}
+
+static void
+outbox_catalog_check_owner(Oid owner)
+{
+	static bool registered = false;
+	List	   *former = owned_relids;
+	ListCell   *lc;
+
+	if (!registered)
+		CacheRegisterRelcacheCallback(outbox_catalog_forget_owner, (Datum) 0);
+	registered = true;
+	owned_relids = outbox_catalog_members();
+	list_free(former);
+	owner_is_checked = true;	/* what follows may find out otherwise */
+	foreach(lc, owned_relids)
+	{
+		if (outbox_catalog_relation_owner(lfirst_oid(lc)) == owner)
+			continue;
+		owner_is_checked = false;
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("\"%s.%s\" and \"%s.outbox\" have different owners",
+						OUTBOX_SCHEMA, get_rel_name(lfirst_oid(lc)),
+						OUTBOX_SCHEMA),
+				 errdetail("The owner of a table or view can have code run with the rights of whoever uses it."),
+				 errhint("Let all tables and views of amqp_outbox have one owner: ALTER TABLE ... OWNER TO ....")));
+	}
+}
+
+Oid
+outbox_catalog_owner(void)
+{
+	Oid			owner =
+		outbox_catalog_relation_owner(outbox_catalog_relid("outbox"));
+
+	if (!owner_is_checked || owner != checked_owner)
+		outbox_catalog_check_owner(owner);
+	checked_owner = owner;
 	return owner;
 }
 

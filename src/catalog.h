@@ -76,8 +76,12 @@ extern Oid	outbox_catalog_relid(const char *relname);
 /* The same, but InvalidOid instead of an error. */
 extern Oid	outbox_catalog_relid_if_exists(const char *relname);
 
-/* The owner of a table of ours. */
-extern Oid	outbox_catalog_owner(Oid relid);
+/*
+ * The role that statements on our tables run as: their owner.  Error 42501
+ * unless all of them, and our views, have the same one: who owns a table or a
+ * view can have it run code of his in whatever uses it.
+ */
+extern Oid	outbox_catalog_owner(void);
 
 /* OID of one leaf of outbox, receipt or late. */
 extern Oid	outbox_catalog_leaf_relid(const char *relname, int leaf);

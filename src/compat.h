@@ -46,11 +46,15 @@ outbox_proc_pid(int procno)
 	object_ownercheck(DatabaseRelationId, (dboid), (userid))
 #define outbox_owns_server(serverid, userid) \
 	object_ownercheck(ForeignServerRelationId, (serverid), (userid))
+#define outbox_owns_relation(relid, userid) \
+	object_ownercheck(RelationRelationId, (relid), (userid))
 #else
 #define outbox_owns_database(dboid, userid) \
 	pg_database_ownercheck((dboid), (userid))
 #define outbox_owns_server(serverid, userid) \
 	pg_foreign_server_ownercheck((serverid), (userid))
+#define outbox_owns_relation(relid, userid) \
+	pg_class_ownercheck((relid), (userid))
 #endif
 
 /* Since 16 a file has a number, and since 17 REINDEX says who asked. */

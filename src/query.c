@@ -46,7 +46,7 @@ outbox_query_enter(OutboxQuery *query, OutboxQueryUser *before)
 {
 	/* an error sets this back, with the (sub)transaction that it ends */
 	GetUserIdAndSecContext(&before->user, &before->sec_context);
-	SetUserIdAndSecContext(outbox_catalog_owner(outbox_catalog_relid("outbox")),
+	SetUserIdAndSecContext(outbox_catalog_owner(),
 						   before->sec_context | SECURITY_LOCAL_USERID_CHANGE |
 						   SECURITY_RESTRICTED_OPERATION);
 	SPI_connect();

@@ -373,25 +373,38 @@ void
 outbox_store_pin_settings(void)
 {
 	static const char *const pinned[][2] = {
+		/* whose rights, whose names */
+		{"role", "none"},
 		{"search_path", "pg_catalog, pg_temp"},
+		{"row_security", "off"},
+		/* which rows, and whether they can be written */
 		{"default_transaction_isolation", "read committed"},
 		{"default_transaction_read_only", "off"},
 		{"default_transaction_deferrable", "off"},
+		{"session_replication_role", "origin"},
 		{"synchronous_commit", "off"},
-		{"row_security", "off"},
+		/* nothing ends a statement, but that it waits for a lock */
 		{"statement_timeout", "0"},
 		{"transaction_timeout", "0"},
 		{"lock_timeout", "1s"},
 		{"idle_in_transaction_session_timeout", "0"},
-		{"session_replication_role", "origin"},
+		/* the planner is left with nothing but the index */
 		{"enable_hashjoin", "off"},
 		{"enable_mergejoin", "off"},
 		{"enable_seqscan", "off"},
 		{"enable_bitmapscan", "off"},
 		{"enable_sort", "off"},
+		{"enable_indexscan", "on"},
+		{"enable_indexonlyscan", "on"},
+		{"enable_nestloop", "on"},
 		{"jit", "off"},
 		{"plan_cache_mode", "force_generic_plan"},
 		{"max_parallel_workers_per_gather", "0"},
+		/* nobody but a superuser fills the log */
+		{"debug_print_parse", "off"},
+		{"debug_print_rewritten", "off"},
+		{"debug_print_plan", "off"},
+		{"trace_sort", "off"},
 	};
 
 	/* not every version has all of them */
@@ -440,7 +453,7 @@ outbox_store_begin(void)
 		CommitTransactionCommand();
 		return false;
 	}
-	SetUserIdAndSecContext(outbox_catalog_owner(relid),
+	SetUserIdAndSecContext(outbox_catalog_owner(),
 						   SECURITY_LOCAL_USERID_CHANGE |
 						   SECURITY_RESTRICTED_OPERATION);
 	PushActiveSnapshot(GetTransactionSnapshot());

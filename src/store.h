@@ -63,7 +63,11 @@ typedef enum OutboxIdentity
 	OUTBOX_IDENTITY_COPY		/* the tables belong to another database */
 } OutboxIdentity;
 
-/* Pin whatever settings could change what the statements mean. */
+/*
+ * Pin whatever settings could change what the statements mean or do: the owner
+ * of the database, who need not be a superuser, may have set them for all
+ * sessions in it (ALTER DATABASE ... SET), and so for ours.
+ */
 extern void outbox_store_pin_settings(void);
 
 /*

@@ -208,7 +208,7 @@ static void
 outbox_topology_enter(Oid *user, int *context)
 {
 	GetUserIdAndSecContext(user, context);
-	SetUserIdAndSecContext(outbox_catalog_owner(outbox_catalog_relid("topology_item")),
+	SetUserIdAndSecContext(outbox_catalog_owner(),
 						   *context | SECURITY_LOCAL_USERID_CHANGE |
 						   SECURITY_RESTRICTED_OPERATION);
 	SPI_connect();

@@ -13,7 +13,7 @@
  *
  * A server with undelivered messages cannot be dropped, by whatever statement,
  * but together with the extension.  What was declared for its broker goes with
- * it.
+ * it.  Nobody but the owner of our tables has triggers on them.
  *
  * Runs in every backend.
  *
@@ -21,20 +21,28 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/table.h"
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "catalog/namespace.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_foreign_server.h"
+#include "catalog/pg_trigger.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
 #include "utils/resowner.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
@@ -240,17 +248,12 @@ outbox_utility_hold(Node *parsetree)
 
 /* A server with undelivered messages stays. */
 static void
-outbox_utility_object_access(ObjectAccessType access, Oid classId,
-							 Oid objectId, int subId, void *arg)
+outbox_utility_drop_server(Oid serverid)
 {
 	NameData	name;
 
-	if (prev_object_access_hook)
-		prev_object_access_hook(access, classId, objectId, subId, arg);
-
-	if (access != OAT_DROP || classId != ForeignServerRelationId ||
-		dropping_extension ||
-		!outbox_server_get_name(objectId, &name) ||
+	if (dropping_extension ||
+		!outbox_server_get_name(serverid, &name) ||
 		!outbox_server_is_ours(NameStr(name)))
 		return;
 	if (outbox_catalog_has_undelivered(NameStr(name)))
@@ -261,6 +264,67 @@ outbox_utility_object_access(ObjectAccessType access, Oid classId,
 				 errhint("Let them be delivered (ALTER SERVER can name another broker), or delete them from amqp_outbox.outbox and amqp_outbox.deferred.")));
 	outbox_topology_forget_server(NameStr(name));
 	outbox_permission_forget_server(NameStr(name));
+}
+
+/*
+ * Triggers
+ */
+
+/* The table of a trigger that is just being created. */
+static Oid
+outbox_utility_trigger_table(Oid trigger)
+{
+	Relation	rel = table_open(TriggerRelationId, AccessShareLock);
+	Oid			relid = InvalidOid;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(trigger));
+	scan = systable_beginscan(rel, TriggerOidIndexId, true, SnapshotSelf, 1,
+							  &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		relid = ((Form_pg_trigger) GETSTRUCT(tuple))->tgrelid;
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return relid;
+}
+
+/*
+ * The right TRIGGER, or REFERENCES, is soon given with ALL.  On our tables it
+ * would be the right to run code as their owner, a superuser, because that is
+ * who writes to them; on the view amqp_outbox.message, as whoever publishes.
+ */
+static void
+outbox_utility_create_trigger(Oid trigger)
+{
+	Oid			relid = outbox_utility_trigger_table(trigger);
+	Oid			schema = get_namespace_oid(OUTBOX_SCHEMA, true);
+
+	if (!OidIsValid(schema) || get_rel_namespace(relid) != schema ||
+		outbox_owns_relation(relid, GetUserId()))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied to create a trigger on \"%s.%s\"",
+					OUTBOX_SCHEMA, get_rel_name(relid)),
+			 errdetail("Triggers, also those of foreign keys, run with the rights of whoever uses the table or view."),
+			 errhint("Only its owner may create them.")));
+}
+
+static void
+outbox_utility_object_access(ObjectAccessType access, Oid classId,
+							 Oid objectId, int subId, void *arg)
+{
+	if (prev_object_access_hook)
+		prev_object_access_hook(access, classId, objectId, subId, arg);
+
+	if (access == OAT_DROP && classId == ForeignServerRelationId)
+		outbox_utility_drop_server(objectId);
+	else if (access == OAT_POST_CREATE && classId == TriggerRelationId)
+		outbox_utility_create_trigger(objectId);
 }
 
 /* DROP EXTENSION ... CASCADE says that the messages may go as well. */

@@ -1070,7 +1070,6 @@ outbox_worker_init(Oid serverid)
 	worker = palloc0(sizeof(OutboxWorker));
 	worker->context = context;
 	worker->serverid = serverid;
-	outbox_store_pin_settings();
 	outbox_horizon_listen(MyLatch);
 	CacheRegisterSyscacheCallback(FOREIGNSERVEROID,
 								  outbox_worker_note_invalidation, (Datum) 0);
@@ -1105,6 +1104,7 @@ outbox_worker_main(Datum arg)
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(args.dboid, InvalidOid, 0);
+	outbox_store_pin_settings();
 
 	if (args.entry == OUTBOX_SCOUT)
 	{
