@@ -23,5 +23,7 @@ CREATE TABLE measured (
 	round integer,
 	figure text,
 	side text,				-- outbox, or what it is compared with
-	value double precision	-- per second, or milliseconds
+	value double precision,
+	unit text,				-- /s, or one of time, of which less is better
+	goal text				-- empty: none, or the one in report.sql
 );
