@@ -459,6 +459,18 @@ outbox_backlog_sum(OutboxBacklogSums *sums, Oid serverid, const char *role,
 	return sum;
 }
 
+/*
+ * Without any entry there is nothing to note: nentries was not 0 before whoever
+ * made the first one read the next id, in one section of the horizon's lock; so
+ * if we do not see it here, where our ids were taken in another one, they were
+ * taken before that.
+ */
+bool
+outbox_backlog_is_used(void)
+{
+	return shared->nentries > 0;
+}
+
 void
 outbox_backlog_note(Oid serverid, const text *role, int64 bytes)
 {
@@ -521,17 +533,10 @@ outbox_backlog_apply_written(void)
 	}
 }
 
-/*
- * Without any entry there is nothing to do, and no lock to take: nentries was
- * not 0 before whoever made the first one read the next id, in one section of
- * the horizon's lock; so if we do not see it here, where our ids were taken in
- * another one, they were taken before that.
- */
 void
 outbox_backlog_end(bool committed)
 {
-	if (nreservations > 0 ||
-		(committed && written.n > 0 && shared->nentries > 0))
+	if (nreservations > 0 || (committed && written.n > 0))
 	{
 		outbox_backlog_lock(LW_EXCLUSIVE);
 		if (committed)

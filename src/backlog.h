@@ -76,6 +76,9 @@ extern bool outbox_backlog_reserve(Oid serverid, const char *role,
 								   const OutboxBacklogLimits *limits,
 								   OutboxBacklogExcess *excess);
 
+/* Whether what is written must be noted; once its ids are taken. */
+extern bool outbox_backlog_is_used(void);
+
 /* A message is being written; role as in its row, NULL for a null. */
 extern void outbox_backlog_note(Oid serverid, const text *role, int64 bytes);
 

@@ -81,20 +81,24 @@ typedef struct OutboxBuffer
 static OutboxBuffer *buffer = NULL;
 
 /*
- * The outbox's columns and the due time, remembered for the life of the
- * session.
+ * The columns of buffered messages: those of the outbox and the due time, and
+ * the same without the last ones, by their number.  Remembered for the life of
+ * the session.
  */
+static TupleDesc tupdescs[OUTBOX_NBUFFERED_COLUMNS + 1];
+
+/* All columns. */
 static TupleDesc
 outbox_buffer_tupdesc(void)
 {
-	static TupleDesc tupdesc = NULL;
 	static Oid	tupdesc_relid = InvalidOid;
 	Oid			relid = outbox_catalog_relid("outbox");
+	TupleDesc	tupdesc;
 	MemoryContext old_context;
 	Relation	rel;
 
 	if (relid == tupdesc_relid)
-		return tupdesc;
+		return tupdescs[OUTBOX_NBUFFERED_COLUMNS];
 
 	rel = table_open(relid, AccessShareLock);
 	if (RelationGetNumberOfAttributes(rel) != OUTBOX_NCOLUMNS)
@@ -108,7 +112,35 @@ outbox_buffer_tupdesc(void)
 					   TIMESTAMPTZOID, -1, 0);
 	MemoryContextSwitchTo(old_context);
 	table_close(rel, AccessShareLock);
+	memset(tupdescs, 0, sizeof(tupdescs));
+	tupdescs[OUTBOX_NBUFFERED_COLUMNS] = tupdesc;
 	tupdesc_relid = relid;
+	return tupdesc;
+}
+
+/*
+ * Without the nulls at the end of a message; most have many.  As in rows that
+ * are older than a column of their table, what is not there is null.
+ */
+static TupleDesc
+outbox_buffer_short_tupdesc(const bool *isnull)
+{
+	int			n = OUTBOX_NBUFFERED_COLUMNS;
+	TupleDesc	all = tupdescs[OUTBOX_NBUFFERED_COLUMNS];
+	TupleDesc	tupdesc;
+	MemoryContext old_context;
+
+	while (isnull[n - 1])
+		n--;
+	if (tupdescs[n] != NULL)
+		return tupdescs[n];
+
+	old_context = MemoryContextSwitchTo(TopMemoryContext);
+	tupdesc = CreateTemplateTupleDesc(n);
+	for (int i = 1; i <= n; i++)
+		TupleDescCopyEntry(tupdesc, i, all, i);
+	MemoryContextSwitchTo(old_context);
+	tupdescs[n] = tupdesc;
 	return tupdesc;
 }
 
@@ -192,6 +224,7 @@ outbox_buffer_put(Oid serverid, Datum *values, bool *isnull)
 {
 	ResourceOwner old_owner = CurrentResourceOwner;
 	MemoryContext old_context;
+	TupleDesc	tupdesc;
 
 	/*
 	 * Temporary files must live as long as the transaction, not as the portal
@@ -213,8 +246,9 @@ outbox_buffer_put(Oid serverid, Datum *values, bool *isnull)
 	isnull[OUTBOX_COL_ID] = false;
 	buffer->scheduled |= !isnull[OUTBOX_BUFFERED_COL_DUE_AT];
 
+	tupdesc = outbox_buffer_short_tupdesc(isnull);
 	buffer->spoilt = true;
-	tuplestore_putvalues(buffer->store, buffer->tupdesc, values, isnull);
+	tuplestore_putvalues(buffer->store, tupdesc, values, isnull);
 	buffer->spoilt = false;
 	buffer->count++;
 	CurrentResourceOwner = old_owner;

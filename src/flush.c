@@ -44,6 +44,14 @@
 #define OUTBOX_BATCH_ROWS	128
 #define OUTBOX_BATCH_BYTES	(256 * 1024)
 
+/* How a row of the outbox begins: none of these columns is null. */
+typedef struct OutboxFlushKey
+{
+	int32		server_key;		/* the server's OID in what was buffered */
+	int64		id;
+	char		message_id[FLEXIBLE_ARRAY_MEMBER];	/* text */
+} OutboxFlushKey;
+
 typedef struct OutboxFlushServer
 {
 	Oid			serverid;
@@ -74,6 +82,7 @@ struct OutboxFlush
 	OutboxFlushServer *servers;
 	int64		next_id;
 	int64		end_id;
+	bool		noted;			/* backlogs are limited */
 };
 
 void
@@ -221,6 +230,8 @@ outbox_flush_begin(int64 n, List *servers, bool scheduled)
 		outbox_flush_open_deferred(flush);
 	flush->next_id = outbox_horizon_register(relid, n);
 	flush->end_id = flush->next_id + n;
+	/* now that the ids are taken: see there */
+	flush->noted = outbox_backlog_is_used();
 	return flush;
 }
 
@@ -346,34 +357,72 @@ outbox_flush_table(OutboxFlush *flush, TimestampTz due_at)
 	return &flush->deferred;
 }
 
-void
-outbox_flush_add(OutboxFlush *flush, TupleTableSlot *message)
+/* Takes the next id; returns the server's key. */
+static int32
+outbox_flush_take_id(OutboxFlush *flush, Oid serverid, Datum message_id)
+{
+	int32		server_key = outbox_flush_server_key(flush, serverid);
+
+	Assert(flush->next_id < flush->end_id);
+	/* what is prepared is not this session's any more; only the last count */
+	if (flush->outbox.rel != NULL &&
+		flush->end_id - flush->next_id <= OUTBOX_RECENT_SIZE)
+		outbox_recent_note(message_id, serverid, server_key, flush->next_id);
+	flush->next_id++;
+	return server_key;
+}
+
+/* The tuple is in the table's batch context. */
+static void
+outbox_flush_add_tuple(OutboxFlushTable *table, HeapTuple tuple)
+{
+	ExecStoreHeapTuple(tuple, outbox_flush_next_slot(table), false);
+	table->nrows++;
+	table->nbytes += tuple->t_len;
+	if (table->nrows == OUTBOX_BATCH_ROWS ||
+		table->nbytes >= OUTBOX_BATCH_BYTES)
+		outbox_flush_write(table);
+}
+
+/*
+ * A message that need not wait: what was buffered is the row already, but for
+ * its key.
+ */
+static void
+outbox_flush_add_buffered(OutboxFlush *flush, MinimalTuple message)
+{
+	OutboxFlushTable *table = &flush->outbox;
+	MemoryContext old_context = MemoryContextSwitchTo(table->batch_context);
+	HeapTuple	tuple = heap_tuple_from_minimal_tuple(message);
+	OutboxFlushKey *key = (OutboxFlushKey *)
+		((char *) tuple->t_data + tuple->t_data->t_hoff);
+
+	MemoryContextSwitchTo(old_context);
+	key->id = flush->next_id;
+	key->server_key = outbox_flush_take_id(flush, (Oid) key->server_key,
+										   PointerGetDatum(key->message_id));
+	outbox_flush_add_tuple(table, tuple);
+}
+
+/* A message that may have to wait, or is being prepared. */
+static void
+outbox_flush_add_slot(OutboxFlush *flush, TupleTableSlot *message)
 {
 	Datum		values[OUTBOX_NCOLUMNS + OUTBOX_NATTEMPT_COLUMNS];
 	bool		isnull[OUTBOX_NCOLUMNS + OUTBOX_NATTEMPT_COLUMNS];
 	OutboxFlushTable *table;
-	Oid			serverid;
-	int32		server_key;
 	TimestampTz due_at;
 	MemoryContext old_context;
 	HeapTuple	tuple;
 
-	Assert(flush->next_id < flush->end_id);
 	slot_getallattrs(message);
 	memcpy(values, message->tts_values, OUTBOX_NCOLUMNS * sizeof(Datum));
 	memcpy(isnull, message->tts_isnull, OUTBOX_NCOLUMNS * sizeof(bool));
-	serverid = DatumGetObjectId(values[OUTBOX_COL_SERVER_KEY]);
-	server_key = outbox_flush_server_key(flush, serverid);
-	values[OUTBOX_COL_SERVER_KEY] = Int32GetDatum(server_key);
 	values[OUTBOX_COL_ID] = Int64GetDatum(flush->next_id);
-	outbox_backlog_note(serverid, isnull[OUTBOX_COL_PUBLISHED_BY] ? NULL :
-						DatumGetTextPP(values[OUTBOX_COL_PUBLISHED_BY]),
-						VARSIZE_ANY_EXHDR(DatumGetPointer(values[OUTBOX_COL_BODY])));
-	/* what is prepared is not this session's any more */
-	if (flush->outbox.rel)
-		outbox_recent_note(values[OUTBOX_COL_MESSAGE_ID], serverid, server_key,
-						   flush->next_id);
-	flush->next_id++;
+	values[OUTBOX_COL_SERVER_KEY] =
+		Int32GetDatum(outbox_flush_take_id(flush,
+										   DatumGetObjectId(values[OUTBOX_COL_SERVER_KEY]),
+										   values[OUTBOX_COL_MESSAGE_ID]));
 	due_at = DatumGetTimestampTz(message->tts_isnull[OUTBOX_BUFFERED_COL_DUE_AT] ?
 								 values[OUTBOX_COL_ENQUEUED_AT] :
 								 message->tts_values[OUTBOX_BUFFERED_COL_DUE_AT]);
@@ -385,13 +434,39 @@ outbox_flush_add(OutboxFlush *flush, TupleTableSlot *message)
 	old_context = MemoryContextSwitchTo(table->batch_context);
 	tuple = heap_form_tuple(RelationGetDescr(table->rel), values, isnull);
 	MemoryContextSwitchTo(old_context);
-	ExecStoreHeapTuple(tuple, outbox_flush_next_slot(table), false);
+	outbox_flush_add_tuple(table, tuple);
+}
 
-	table->nrows++;
-	table->nbytes += tuple->t_len;
-	if (table->nrows == OUTBOX_BATCH_ROWS ||
-		table->nbytes >= OUTBOX_BATCH_BYTES)
-		outbox_flush_write(table);
+static void
+outbox_flush_note(TupleTableSlot *message)
+{
+	bool		isnull;
+	Datum		serverid = slot_getattr(message, OUTBOX_COL_SERVER_KEY + 1,
+										&isnull);
+	Datum		body = slot_getattr(message, OUTBOX_COL_BODY + 1, &isnull);
+	Datum		role = slot_getattr(message, OUTBOX_COL_PUBLISHED_BY + 1,
+									&isnull);
+
+	outbox_backlog_note(DatumGetObjectId(serverid),
+						isnull ? NULL : DatumGetTextPP(role),
+						VARSIZE_ANY_EXHDR(DatumGetPointer(body)));
+}
+
+void
+outbox_flush_add(OutboxFlush *flush, TupleTableSlot *message)
+{
+	bool		must_free;
+	MinimalTuple tuple = ExecFetchSlotMinimalTuple(message, &must_free);
+
+	Assert(!must_free);
+	if (flush->noted)
+		outbox_flush_note(message);
+	/* the due time is the last column, and left out if it is null */
+	if (flush->outbox.rel != NULL &&
+		HeapTupleHeaderGetNatts(tuple) <= OUTBOX_BUFFERED_COL_DUE_AT)
+		outbox_flush_add_buffered(flush, tuple);
+	else
+		outbox_flush_add_slot(flush, message);
 }
 
 static void

@@ -28,7 +28,8 @@ extern OutboxFlush *outbox_flush_begin_prepared(int64 n, List *servers);
 
 /*
  * Write one message: buffered columns (catalog.h) with the OID of the server in
- * the place of its key and no id.
+ * the place of its key and no id, in a slot of a minimal tuple that lacks the
+ * nulls at its end.
  */
 extern void outbox_flush_add(OutboxFlush *flush, TupleTableSlot *message);
 
