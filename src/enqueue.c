@@ -449,13 +449,16 @@ static Datum
 outbox_enqueue_new_id(TimestampTz now)
 {
 	static const char digits[] = "0123456789abcdef";
+	static const char form[] = "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx";
+	static const uint8 places[16] = {0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26,
+	28, 30, 32, 34};
 	uint64		us = now + (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) *
 		USECS_PER_DAY;
 	uint64		ms = us / 1000;
 	uint32		fraction = (uint32) (us % 1000) * 4096 / 1000;
 	uint8		uuid[16];
-	char		str[37];
-	char	   *s = str;
+	text	   *result = palloc(VARHDRSZ + sizeof(form) - 1);
+	char	   *s = VARDATA(result);
 
 	for (int i = 0; i < 6; i++)
 		uuid[i] = (uint8) (ms >> (40 - 8 * i));
@@ -464,15 +467,14 @@ outbox_enqueue_new_id(TimestampTz now)
 	outbox_enqueue_random(uuid + 8);
 	uuid[8] = 0x80 | (uuid[8] & 0x3f);
 
+	SET_VARSIZE(result, VARHDRSZ + sizeof(form) - 1);
+	memcpy(s, form, sizeof(form) - 1);
 	for (int i = 0; i < 16; i++)
 	{
-		if (i == 4 || i == 6 || i == 8 || i == 10)
-			*s++ = '-';
-		*s++ = digits[uuid[i] >> 4];
-		*s++ = digits[uuid[i] & 0x0f];
+		s[places[i]] = digits[uuid[i] >> 4];
+		s[places[i] + 1] = digits[uuid[i] & 0x0f];
 	}
-	*s = '\0';
-	return CStringGetTextDatum(str);
+	return PointerGetDatum(result);
 }
 
 Datum

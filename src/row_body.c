@@ -21,7 +21,7 @@ outbox_row_json(StringInfo out, const OutboxRowChange *change,
 				TupleTableSlot *row)
 {
 	const OutboxRowPlan *plan = change->plan;
-	char		separator = '{';
+	bool		first = true;
 
 	if (row == NULL)
 	{
@@ -34,17 +34,18 @@ outbox_row_json(StringInfo out, const OutboxRowChange *change,
 
 		if (!column->in_body)
 			continue;
-		appendStringInfoCharMacro(out, separator);
-		separator = ',';
-		appendBinaryStringInfo(out, column->json_name, column->json_name_len);
+		outbox_append(out, column->json_name, column->json_name_len);
+		if (first)
+			out->data[out->len - column->json_name_len] = '{';
+		first = false;
 		if (row->tts_isnull[i])
-			appendStringInfoString(out, "null");
+			outbox_append(out, "null", 4);
 		else
 			outbox_json_append(out, column->json, row->tts_values[i]);
 	}
-	if (separator == '{')
+	if (first)
 		appendStringInfoChar(out, '{');
-	appendStringInfoChar(out, '}');
+	appendStringInfoCharMacro(out, '}');
 }
 
 /* Whether an UPDATE changed the stored value of a column. */

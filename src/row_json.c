@@ -65,6 +65,15 @@ struct OutboxJsonType
 	char		elem_align;
 	int			nfields;		/* of a composite type, so far */
 	OutboxJsonType **fields;
+
+	/*
+	 * The last date or time: rows that are written together often have the
+	 * same, and writing one costs as much as all other columns.
+	 */
+	int			datetime_len;	/* 0: there was none */
+	int64		datetime_value;
+	pg_tz	   *datetime_zone;	/* the session's, when it was written */
+	char		datetime[MAXDATELEN + 3];	/* in quotes */
 };
 
 /* Where an array is being written. */
@@ -195,7 +204,7 @@ outbox_json_number(StringInfo out, char *digits)
 {
 	/* NaN and infinities are numbers of PostgreSQL, but not of JSON */
 	if (isdigit((unsigned char) digits[digits[0] == '-' ? 1 : 0]))
-		appendStringInfoString(out, digits);
+		outbox_append(out, digits, strlen(digits));
 	else
 		escape_json(out, digits);
 }
@@ -203,12 +212,21 @@ outbox_json_number(StringInfo out, char *digits)
 static void
 outbox_json_datetime(StringInfo out, OutboxJsonType *type, Datum value)
 {
-	char		buf[MAXDATELEN + 1];
+	int64		number = type->basetype == DATEOID ? DatumGetDateADT(value) :
+		DatumGetTimestamp(value);
 
-	JsonEncodeDateTime(buf, value, type->basetype, NULL);
-	appendStringInfoChar(out, '"');
-	appendStringInfoString(out, buf);
-	appendStringInfoChar(out, '"');
+	if (type->datetime_len == 0 || type->datetime_value != number ||
+		type->datetime_zone != session_timezone)
+	{
+		type->datetime_len = 0;
+		type->datetime[0] = '"';
+		JsonEncodeDateTime(type->datetime + 1, value, type->basetype, NULL);
+		strcat(type->datetime + 1, "\"");
+		type->datetime_value = number;
+		type->datetime_zone = session_timezone;
+		type->datetime_len = strlen(type->datetime);
+	}
+	outbox_append(out, type->datetime, type->datetime_len);
 }
 
 /* Most strings have nothing in them to escape. */
@@ -227,7 +245,7 @@ outbox_json_string(StringInfo out, text *t)
 		}
 	}
 	appendStringInfoCharMacro(out, '"');
-	appendBinaryStringInfo(out, (const char *) str, len);
+	outbox_append(out, (const char *) str, len);
 	appendStringInfoCharMacro(out, '"');
 }
 
@@ -268,6 +286,8 @@ outbox_json_array(StringInfo out, OutboxJsonType *type, Datum value)
 	OutboxJsonArray array;
 	int			n;
 
+	/* as deep as arrays of composite types of arrays go */
+	check_stack_depth();
 	if (ArrayGetNItems(ARR_NDIM(v), ARR_DIMS(v)) <= 0)
 	{
 		appendStringInfoString(out, "[]");
@@ -322,6 +342,7 @@ outbox_json_composite(StringInfo out, OutboxJsonType *type, Datum value)
 	HeapTupleData tuple;
 	bool		first = true;
 
+	check_stack_depth();
 	tuple.t_len = HeapTupleHeaderGetDatumLength(header);
 	tuple.t_data = header;
 	appendStringInfoChar(out, '{');
@@ -361,15 +382,12 @@ outbox_json_int8(StringInfo out, int64 value)
 {
 	char		digits[MAXINT8LEN + 1];
 
-	appendBinaryStringInfo(out, digits, pg_lltoa(value, digits));
+	outbox_append(out, digits, pg_lltoa(value, digits));
 }
 
 void
 outbox_json_append(StringInfo out, OutboxJsonType *type, Datum value)
 {
-	/* as deep as arrays of composite types of arrays go */
-	check_stack_depth();
-
 	switch (type->kind)
 	{
 		case OUTBOX_JSON_TEXT:
@@ -389,7 +407,10 @@ outbox_json_append(StringInfo out, OutboxJsonType *type, Datum value)
 			outbox_json_int8(out, DatumGetInt64(value));
 			break;
 		case OUTBOX_JSON_BOOL:
-			appendStringInfoString(out, DatumGetBool(value) ? "true" : "false");
+			if (DatumGetBool(value))
+				outbox_append(out, "true", 4);
+			else
+				outbox_append(out, "false", 5);
 			break;
 		case OUTBOX_JSON_DATETIME:
 			outbox_json_datetime(out, type, value);

@@ -36,4 +36,18 @@ extern OutboxJsonType *outbox_json_type(Oid typid,
 extern void outbox_json_append(StringInfo out, OutboxJsonType *type,
 							   Datum value);
 
+/*
+ * appendBinaryStringInfo() for the few bytes that most values are, of which a
+ * call would be the greater part.
+ */
+static inline void
+outbox_append(StringInfo out, const char *data, int len)
+{
+	if (unlikely(out->len + len >= out->maxlen))
+		enlargeStringInfo(out, len);
+	memcpy(out->data + out->len, data, len);
+	out->len += len;
+	out->data[out->len] = '\0';
+}
+
 #endif							/* OUTBOX_ROW_JSON_H */

@@ -166,6 +166,7 @@ outbox_row_plan_columns(OutboxRowPlan *plan, TupleDesc tupdesc)
 			att->attgenerated == ATTRIBUTE_GENERATED_VIRTUAL)
 			continue;
 		initStringInfo(&json_name);
+		appendStringInfoChar(&json_name, ',');
 		escape_json(&json_name, NameStr(att->attname));
 		appendStringInfoChar(&json_name, ':');
 		column->name = pstrdup(NameStr(att->attname));

@@ -31,7 +31,7 @@ extern const char *const outbox_row_op_names[OUTBOX_ROW_NOPS];
 typedef struct OutboxRowColumn
 {
 	const char *name;			/* NULL: dropped, or computed when it is read */
-	const char *json_name;		/* as the beginning of a member: "name": */
+	const char *json_name;		/* as the beginning of a member: ,"name": */
 	int			json_name_len;
 	bool		in_body;
 	bool		watched;		/* a change of it is a change of the message */

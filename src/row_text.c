@@ -57,8 +57,12 @@ outbox_row_part(const OutboxRowChange *change, const OutboxTemplatePart *part)
 static void
 outbox_row_append_word(StringInfo out, const char *value)
 {
-	for (; *value != '\0'; value++)
-		appendStringInfoChar(out, *value == '.' ? '_' : *value);
+	int			start = out->len;
+
+	appendStringInfoString(out, value);
+	for (char *c = out->data + start; *c != '\0'; c++)
+		if (*c == '.')
+			*c = '_';
 }
 
 /* RFC 3986, section 2.3: what need not be percent-encoded. */
@@ -95,6 +99,23 @@ outbox_row_append_value(StringInfo out, const OutboxRowOptions *options,
 		appendStringInfoString(out, value);
 }
 
+static void
+outbox_row_append_template(StringInfo out, const OutboxRowChange *change,
+						   const OutboxTemplate *template,
+						   OutboxRowQuoting quoting)
+{
+	for (int i = 0; i < template->nparts; i++)
+	{
+		const OutboxTemplatePart *part = &template->parts[i];
+
+		if (part->kind == OUTBOX_TEMPLATE_LITERAL)
+			outbox_append(out, part->text, part->len);
+		else
+			outbox_row_append_value(out, change->plan->options,
+									outbox_row_part(change, part), quoting);
+	}
+}
+
 char *
 outbox_row_render(const OutboxRowChange *change, const OutboxTemplate *template,
 				  OutboxRowQuoting quoting)
@@ -102,16 +123,7 @@ outbox_row_render(const OutboxRowChange *change, const OutboxTemplate *template,
 	StringInfoData out;
 
 	initStringInfo(&out);
-	for (int i = 0; i < template->nparts; i++)
-	{
-		const OutboxTemplatePart *part = &template->parts[i];
-
-		if (part->kind == OUTBOX_TEMPLATE_LITERAL)
-			appendBinaryStringInfo(&out, part->text, part->len);
-		else
-			outbox_row_append_value(&out, change->plan->options,
-									outbox_row_part(change, part), quoting);
-	}
+	outbox_row_append_template(&out, change, template, quoting);
 	return out.data;
 }
 
@@ -119,21 +131,23 @@ Datum
 outbox_row_text(const OutboxRowChange *change, OutboxRowText *of,
 				OutboxRowQuoting quoting)
 {
-	char	   *str;
+	StringInfoData out;
+	MemoryContext old_context;
 
 	if (of->made[change->op] != NULL)
 		return PointerGetDatum(of->made[change->op]);
-	str = outbox_row_render(change, of->template, quoting);
-	if (of->fixed)
-	{
-		MemoryContext old_context =
-			MemoryContextSwitchTo(change->plan->context);
+	initStringInfo(&out);
+	appendStringInfoSpaces(&out, VARHDRSZ);
+	outbox_row_append_template(&out, change, of->template, quoting);
+	SET_VARSIZE(out.data, out.len);
+	if (!of->fixed)
+		return PointerGetDatum(out.data);
 
-		of->made[change->op] = cstring_to_text(str);
-		MemoryContextSwitchTo(old_context);
-		return PointerGetDatum(of->made[change->op]);
-	}
-	return CStringGetTextDatum(str);
+	old_context = MemoryContextSwitchTo(change->plan->context);
+	of->made[change->op] = palloc(out.len);
+	MemoryContextSwitchTo(old_context);
+	memcpy(of->made[change->op], out.data, out.len);
+	return PointerGetDatum(of->made[change->op]);
 }
 
 char *
