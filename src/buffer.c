@@ -4,10 +4,9 @@
  *	  The messages of the current transaction, until it commits.
  *
  * amqp_publish() puts messages into a tuplestore that belongs to the top
- * transaction and spills to disk beyond work_mem.  At pre-commit the messages
- * go into the outbox (flush.c), as NOTIFY does with its queue: a transaction
- * that rolls back writes nothing, and one that runs for an hour holds up
- * nobody.
+ * transaction and spills to disk beyond a few work_mem.  At pre-commit they go
+ * into the outbox (flush.c), as NOTIFY does with its queue: a transaction that
+ * rolls back writes nothing, and one that runs for an hour holds up nobody.
  *
  * A subtransaction that rolls back takes its messages with it.  For each open
  * subtransaction that has put something we remember its first message; what
@@ -29,6 +28,7 @@
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/resowner.h"
@@ -41,6 +41,12 @@
 #include "horizon.h"
 #include "recent.h"
 #include "registry.h"
+
+/*
+ * The memory of the buffer, in work_mem: a transaction has one of it, not one
+ * for each node of each plan, and a file costs half as much again for a message.
+ */
+#define OUTBOX_BUFFER_WORK_MEMS		4
 
 /* An open subtransaction that has put messages. */
 typedef struct OutboxLevel
@@ -144,6 +150,14 @@ outbox_buffer_short_tupdesc(const bool *isnull)
 	return tupdesc;
 }
 
+/* In kB. */
+static int
+outbox_buffer_memory(void)
+{
+	return Min(work_mem, MAX_KILOBYTES / OUTBOX_BUFFER_WORK_MEMS) *
+		OUTBOX_BUFFER_WORK_MEMS;
+}
+
 static void
 outbox_buffer_create(void)
 {
@@ -156,7 +170,8 @@ outbox_buffer_create(void)
 
 	new_buffer->context = context;
 	new_buffer->tupdesc = tupdesc;
-	new_buffer->store = tuplestore_begin_heap(false, false, work_mem);
+	new_buffer->store = tuplestore_begin_heap(false, false,
+											  outbox_buffer_memory());
 	new_buffer->visit_pointer =
 		tuplestore_alloc_read_pointer(new_buffer->store, EXEC_FLAG_REWIND);
 	MemoryContextSwitchTo(old_context);

@@ -425,7 +425,7 @@ outbox_enqueue_default_text(OutboxDraft *draft, int column, const char *value)
 static void
 outbox_enqueue_random(uint8 *bytes)
 {
-	static uint8 pool[512];
+	static uint8 pool[4096];
 	static Size used = sizeof(pool);	/* from the start of the pool */
 
 	if (used == sizeof(pool))
