@@ -354,10 +354,15 @@ bool
 outbox_ledger_confirm(OutboxLedger *ledger, uint64 tag, bool multiple,
 					  bool ack, TimestampTz now)
 {
-	/* AMQP 0-9-1, basic.ack: tag 0 with multiple means all so far */
-	if (tag == 0 && multiple)
+	/*
+	 * AMQP 0-9-1, basic.ack: tag 0 with multiple means all so far.  By itself
+	 * it is no message's, and here that of all that were not sent.
+	 */
+	if (tag == 0 && !multiple)
+		return false;
+	if (tag == 0)
 		tag = ledger->last_tag;
-	if (tag > ledger->last_tag || (tag == 0 && ledger->last_tag > 0))
+	if (tag > ledger->last_tag)
 		return false;
 
 	if (!multiple)

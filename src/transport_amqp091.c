@@ -36,10 +36,12 @@
 #include "wire.h"
 
 /*
- * So often one call reads from the socket at most: a peer that floods us must
- * not keep the worker from looking at its latch.
+ * How much is read from the socket, and how many frames are handled, before
+ * there is "nothing more to report now": a peer that floods us must not keep
+ * the worker from looking at its latch and its clocks.
  */
-#define READS_PER_CALL		64
+#define READS_PER_TURN		64
+#define FRAMES_PER_TURN		16384
 
 typedef enum TransportState
 {
@@ -66,7 +68,9 @@ struct OutboxTransport
 	int			port;
 	int64		connect_timeout_ms;
 	int64		deadline;		/* of reaching READY, on outbox_clock_ms() */
-	bool		more_input;		/* stopped by READS_PER_CALL */
+	int			turn_reads;		/* since there was nothing more to report */
+	int			turn_frames;
+	bool		more_input;		/* stopped by READS_PER_TURN or FRAMES_... */
 
 	uint64		next_tag;
 	bool		blocked;
@@ -361,8 +365,11 @@ handle_channel_close(OutboxTransport *t, const amqp_channel_close_t *close,
 					   close->reply_code);
 	outbox_returned_abandon(&t->returned);
 
-	/* a channel that cannot even be opened would be opened for ever */
-	if (!was_ready)
+	/*
+	 * A channel that cannot even be opened would be opened for ever, and so
+	 * would one that is closed although nothing was published on it.
+	 */
+	if (!was_ready || t->next_tag == 1)
 	{
 		t->reply_code = close->reply_code;
 		become_lost(t);
@@ -596,16 +603,24 @@ handle_next_frame(OutboxTransport *t, OutboxEvent *event)
 static void
 work_off_input(OutboxTransport *t, OutboxEvent *event)
 {
-	int			reads = 0;
 	ssize_t		n;
 
 	t->more_input = false;
 	while (event->type == OUTBOX_EVENT_NONE && t->state != STATE_LOST)
 	{
+		if (t->turn_frames >= FRAMES_PER_TURN)
+		{
+			outbox_wire_flush(t->wire);
+			t->more_input = true;
+			break;
+		}
 		if (handle_next_frame(t, event))
+		{
+			t->turn_frames++;
 			continue;
+		}
 		outbox_wire_flush(t->wire);
-		if (reads++ == READS_PER_CALL)
+		if (t->turn_reads++ == READS_PER_TURN)
 		{
 			t->more_input = true;
 			break;
@@ -651,8 +666,9 @@ heartbeat_due_at(const OutboxTransport *t)
 }
 
 /*
- * Only after all input is read: this process may not have run for a while,
- * and then the broker's heartbeats wait in the socket.
+ * Whether the peer is dead is known only after all input is read: this process
+ * may not have run for a while, and then the broker's heartbeats wait in the
+ * socket.
  */
 static void
 check_clocks(OutboxTransport *t)
@@ -666,7 +682,7 @@ check_clocks(OutboxTransport *t)
 	}
 	if (outbox_login_heartbeat(t->login) == 0)
 		return;
-	if (now >= peer_dead_at(t))
+	if (!t->more_input && now >= peer_dead_at(t))
 	{
 		outbox_failure_set(&t->failure, ERRCODE_CONNECTION_FAILURE, NULL,
 						   "no heartbeat from the broker for %d seconds",
@@ -782,9 +798,11 @@ outbox_transport_next_event(OutboxTransport *t, OutboxEvent *event)
 		connect_further(t);
 	if (t->state > STATE_CONNECTING && t->state < STATE_LOST)
 		work_off_input(t, event);
-	if (event->type == OUTBOX_EVENT_NONE && t->state != STATE_LOST &&
-		!t->more_input)
+	if (event->type == OUTBOX_EVENT_NONE && t->state != STATE_LOST)
+	{
+		t->turn_reads = t->turn_frames = 0;
 		check_clocks(t);
+	}
 
 	if (t->state == STATE_LOST)
 	{

@@ -34,7 +34,9 @@ use warnings FATAL => 'all';
 
 use IO::Select;
 use IO::Socket::INET;
+use POSIX ();
 use PostgreSQL::Test::Utils;
+use Socket qw(IPPROTO_TCP SOL_SOCKET SO_LINGER TCP_NODELAY);
 
 sub _listen
 {
@@ -108,7 +110,116 @@ sub send_bytes
 	return;
 }
 
-sub hang_up { my $self = shift; close($self->{socket}); return; }
+# Parameter: whether the worker is to see a reset.
+sub hang_up
+{
+	my ($self, $reset) = @_;
+
+	setsockopt($self->{socket}, SOL_SOCKET, SO_LINGER, pack('ii', 1, 0))
+	  if $reset;
+	close($self->{socket});
+	return;
+}
+
+# Say no more, and hear the worker out.
+sub fall_silent
+{
+	my $self = shift;
+
+	shutdown($self->{socket}, 1);
+	return $self->await_hangup;
+}
+
+# Send the first bytes, then the others again and again, from a process of its
+# own that never reads; until stop_flood, or until the worker hangs up.
+sub flood
+{
+	my ($self, $first, $then) = @_;
+	my $pid = fork // die "cannot fork: $!";
+
+	if ($pid == 0)
+	{
+		$SIG{$_} = 'DEFAULT' foreach 'PIPE', 'TERM';
+		for (my $bytes = $first; syswrite($self->{socket}, $bytes);)
+		{
+			$bytes = $then;
+		}
+		POSIX::_exit(0);
+	}
+	$self->{flood} = $pid;
+	return;
+}
+
+sub stop_flood
+{
+	my $self = shift;
+
+	return unless $self->{flood};
+	kill('TERM', $self->{flood});
+	waitpid(delete $self->{flood}, 0);
+	close($self->{socket});
+	return;
+}
+
+# A test that dies must not leave it behind.
+sub DESTROY
+{
+	my $self = shift;
+
+	local ($?, $!);
+	$self->stop_flood;
+	return;
+}
+
+# Pass on what the next connection and the broker at that port say to each
+# other, until the broker has said what matches; its words, piece by piece.
+sub relay
+{
+	my ($self, $port, $pattern) = @_;
+	my @said;
+
+	$self->accept;
+	my $down = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port)
+	  or die "cannot connect to the broker: $@";
+	my %other = ($self->{socket} => $down, $down => $self->{socket});
+
+	while (join('', @said) !~ $pattern)
+	{
+		my @ready = IO::Select->new($self->{socket}, $down)
+		  ->can_read($PostgreSQL::Test::Utils::timeout_default)
+		  or die "timed out waiting for worker and broker to talk";
+
+		foreach my $ready (@ready)
+		{
+			sysread($ready, my $bytes, 65536) or die "worker or broker hung up";
+			syswrite($other{$ready}, $bytes);
+			push @said, $bytes if $ready == $down;
+		}
+	}
+	close($down);
+	$self->hang_up;
+	return @said;
+}
+
+# Say all that to the next connection, whatever that says to it.
+sub replay
+{
+	my ($self, @said) = @_;
+
+	$self->accept;
+	local $SIG{PIPE} = 'IGNORE';
+	foreach my $bytes (@said, undef)
+	{
+		# it mostly answers at once, and if not, that is a test, too
+		while (IO::Select->new($self->{socket})->can_read(0.02))
+		{
+			last unless sysread($self->{socket}, my $heard, 65536);
+		}
+		last unless defined $bytes && syswrite($self->{socket}, $bytes);
+	}
+	close($self->{socket});
+	return;
+}
 
 # Read what comes until the worker hangs up.
 sub await_hangup
@@ -224,21 +335,46 @@ sub expect
 }
 
 # Be a broker for the next connection, up to where messages are sent.
-# Parameters: channel_max, how many channels it allows.
+# Parameters: channel_max, frame_max, heartbeat, what it proposes; until, where it
+# stops: before its greeting (greeting), when it has read the user (login), the
+# virtual host (tune), or that a channel is wanted (channel); bytewise, whether
+# each byte comes by itself; more, what it says together with its last words.
 sub welcome
 {
 	my ($self, %params) = @_;
+	my $until = $params{until} // 'ready';
+	my $say = sub {
+		my $bytes = shift;
+		$self->send_bytes($_)
+		  foreach $params{bytewise} ? split(//, $bytes) : $bytes;
+	};
 
 	$self->accept;
+	$self->{socket}->setsockopt(IPPROTO_TCP, TCP_NODELAY, 1);
 	die "no protocol header" if $self->read_bytes(8) ne "AMQP\0\0\x09\x01";
-	$self->send_bytes($self->start);
+	return if $until eq 'greeting';
+	$say->($self->start);
 	$self->expect('10 11');
-	$self->send_bytes(method(0, 10, 30, pack('nNn', $params{channel_max} // 2047, 131072, 0)));
+	return if $until eq 'login';
+	$say->($self->tune(%params));
 	$self->expect('10 31', '10 40');
-	$self->send_bytes(method(0, 10, 41, "\0"));
+	return if $until eq 'tune';
+	$say->(method(0, 10, 41, "\0"));
 	$self->expect('20 10', '85 10');
-	$self->send_bytes(method(1, 20, 11, pack('N', 0)) . method(1, 85, 11));
+	return if $until eq 'channel';
+	$say->(method(1, 20, 11, pack('N', 0)) . method(1, 85, 11)
+		  . ($params{more} // ''));
 	return;
+}
+
+# connection.tune
+sub tune
+{
+	my ($self, %params) = @_;
+
+	return method(0, 10, 30,
+		pack('nNn', $params{channel_max} // 2047, $params{frame_max} // 131072,
+			$params{heartbeat} // 0));
 }
 
 # connection.start
