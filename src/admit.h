@@ -20,7 +20,7 @@ extern void outbox_admit_check(Oid serverid, Oid roleid, const text *exchange,
 							   const text *routing_key, Jsonb *headers);
 
 /*
- * Reserve room for a message with so many bytes of body, until the transaction
+ * Reserve room for a message with so many bytes, until the transaction
  * ends.  Returns the name of the role if its row must tell it, else NULL.  Error
  * 53400 if a limit is exceeded, or the first time in a transaction a warning, as
  * the server's backlog_action says.

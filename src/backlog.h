@@ -23,7 +23,7 @@ typedef enum OutboxBacklogAction
 typedef struct OutboxBacklogLimits
 {
 	int			messages;		/* of all roles together */
-	int64		bytes;			/* of bodies */
+	int64		bytes;			/* of bodies and headers */
 	int			role_messages;	/* of each role that publishes */
 	int64		role_bytes;
 	OutboxBacklogAction action;
@@ -45,8 +45,18 @@ outbox_backlog_is_limited(const OutboxBacklogLimits *limits)
 typedef struct OutboxQuantity
 {
 	int64		messages;
-	int64		bytes;			/* of their bodies */
+	int64		bytes;			/* see outbox_backlog_bytes() */
 } OutboxQuantity;
+
+/*
+ * What a message counts for: its body, and its headers as jsonb (NULL: none),
+ * which may be as large.  What else it has is short.
+ */
+static inline int64
+outbox_backlog_bytes(Size body_len, const void *headers)
+{
+	return (int64) body_len + (headers ? VARSIZE_ANY_EXHDR(headers) : 0);
+}
 
 /* For shared.c: ask for the memory, and set it up or find it. */
 extern void outbox_backlog_request(void);
@@ -67,7 +77,7 @@ typedef struct OutboxBacklogExcess
 } OutboxBacklogExcess;
 
 /*
- * Reserve room for a message with so many bytes of body; role is NULL where
+ * Reserve room for a message with so many bytes; role is NULL where
  * roles have no limits.  False if a limit is exceeded, with *excess; then
  * nothing is reserved, unless the limits only warn.
  */

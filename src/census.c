@@ -135,6 +135,7 @@ void
 outbox_census_gone(OutboxCensus *census, const OutboxServer *server,
 				   const OutboxMessage *msg)
 {
+	int64		bytes = outbox_backlog_bytes(msg->body_len, msg->headers);
 	OutboxBacklogSum *sum;
 
 	if (!outbox_backlog_is_limited(&server->admission.backlog))
@@ -148,9 +149,9 @@ outbox_census_gone(OutboxCensus *census, const OutboxServer *server,
 	sum = outbox_backlog_sum(&census->gone, server->serverid,
 							 msg->published_by ? msg->published_by : "",
 							 msg->published_by ? strlen(msg->published_by) : 0);
-	outbox_quantity_add(&sum->all, 1, msg->body_len);
+	outbox_quantity_add(&sum->all, 1, bytes);
 	if (census->begun && msg->id >= census->from)
-		outbox_quantity_add(&sum->fresh, 1, msg->body_len);
+		outbox_quantity_add(&sum->fresh, 1, bytes);
 }
 
 void

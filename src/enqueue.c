@@ -22,6 +22,7 @@
 #include "utils/jsonb.h"
 
 #include "admit.h"
+#include "backlog.h"
 #include "buffer.h"
 #include "claim.h"
 #include "enqueue.h"
@@ -523,8 +524,10 @@ static void
 outbox_enqueue_admit(OutboxDraft *draft, Oid serverid)
 {
 	Size		len = VARSIZE_ANY_EXHDR(DatumGetPointer(draft->values[OUTBOX_COL_BODY]));
+	const void *headers = draft->isnull[OUTBOX_COL_HEADERS] ? NULL :
+		DatumGetPointer(draft->values[OUTBOX_COL_HEADERS]);
 	const char *role = outbox_admit(serverid, outbox_enqueue_publisher(draft),
-									len);
+									outbox_backlog_bytes(len, headers));
 
 	outbox_enqueue_default_text(draft, OUTBOX_COL_PUBLISHED_BY, role);
 }

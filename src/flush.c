@@ -444,12 +444,18 @@ outbox_flush_note(TupleTableSlot *message)
 	Datum		serverid = slot_getattr(message, OUTBOX_COL_SERVER_KEY + 1,
 										&isnull);
 	Datum		body = slot_getattr(message, OUTBOX_COL_BODY + 1, &isnull);
-	Datum		role = slot_getattr(message, OUTBOX_COL_PUBLISHED_BY + 1,
-									&isnull);
+	Datum		headers;
+	Datum		role;
+	bool		no_headers;
+	int64		bytes;
+
+	headers = slot_getattr(message, OUTBOX_COL_HEADERS + 1, &no_headers);
+	role = slot_getattr(message, OUTBOX_COL_PUBLISHED_BY + 1, &isnull);
+	bytes = outbox_backlog_bytes(VARSIZE_ANY_EXHDR(DatumGetPointer(body)),
+								 no_headers ? NULL : DatumGetPointer(headers));
 
 	outbox_backlog_note(DatumGetObjectId(serverid),
-						isnull ? NULL : DatumGetTextPP(role),
-						VARSIZE_ANY_EXHDR(DatumGetPointer(body)));
+						isnull ? NULL : DatumGetTextPP(role), bytes);
 }
 
 void

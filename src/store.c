@@ -355,10 +355,12 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 	},
 	/* what waits: beyond the newest receipt $2 in the outbox, below $3 */
 	[STATEMENT_BACKLOG] = {
-		"SELECT published_by, count(*), sum(octet_length(body))"
-		" FROM (SELECT published_by, body FROM amqp_outbox.outbox"
+		"SELECT published_by, count(*), sum(octet_length(body)"
+		/* as a value of its own it is not compressed, and has a header of 4 */
+		" + coalesce(pg_column_size(headers || '{}') - 4, 0))"
+		" FROM (SELECT published_by, body, headers FROM amqp_outbox.outbox"
 		" WHERE server_key = $1 AND id > $2 AND id < $3"
-		" UNION ALL SELECT published_by, body FROM amqp_outbox.deferred"
+		" UNION ALL SELECT published_by, body, headers FROM amqp_outbox.deferred"
 		" WHERE server_key = $1 AND id < $3) m GROUP BY published_by",
 		3, {INT4OID, INT8OID, INT8OID}
 	},

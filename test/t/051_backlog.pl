@@ -21,11 +21,11 @@ CREATE ROLE quiet;
 GRANT USAGE ON FOREIGN SERVER mes, erp TO loud, quiet;
 CREATE VIEW held AS
 	WITH rows AS (
-		SELECT k.server, m.published_by AS role, octet_length(m.body) AS bytes
+		SELECT k.server, m.published_by AS role, octet_length(m.body) + coalesce(pg_column_size(m.headers || '{}') - 4, 0) AS bytes
 		FROM amqp_outbox.server_key k
-		JOIN (SELECT server_key, id, published_by, body, false AS deferred
+		JOIN (SELECT server_key, id, published_by, body, headers, false AS deferred
 				FROM amqp_outbox.outbox
-			UNION ALL SELECT server_key, id, published_by, body, true
+			UNION ALL SELECT server_key, id, published_by, body, headers, true
 				FROM amqp_outbox.deferred) m USING (server_key)
 		WHERE m.deferred OR m.id > coalesce((SELECT max(r.through_id)
 			FROM amqp_outbox.receipt r WHERE r.server_key = k.server_key), 0))
@@ -273,6 +273,15 @@ like(refused('SELECT publish(1)'),
 sql("ALTER SERVER mes OPTIONS (SET backlog_limit_bytes '1MB')");
 sql("SELECT publish(2, 'mes', 100000)");
 is(sql("SELECT bytes FROM amqp_outbox.backlog()"), 200300, 'large bodies');
+
+# nor is it a way around the limit to have large headers
+like(refused("SELECT amqp_publish('', 'q', '', server => 'mes',
+		headers => jsonb_build_object('h', repeat(md5(i::text), 3000))) FROM generate_series(1, 20) i"),
+	qr/53400: .*\nDETAIL:  Messages with \d+ bytes wait to be delivered, and this one has 9\d+;/,
+	'large headers');
+sql("SELECT amqp_publish('', 'q', '', server => 'mes',
+		headers => jsonb_build_object('h', repeat(md5(i::text), 3000))) FROM generate_series(1, 5) i");
+cmp_ok(sql("SELECT bytes FROM amqp_outbox.backlog()"), '>', 200300 + 5 * 96000, 'headers count');
 same('large bodies');
 
 sql("SELECT amqp_outbox.resume('mes')");
@@ -423,7 +432,8 @@ SELECT publish(:n, 'mes', :bytes);
 	COMMIT;
 \elif :what = 5
 	SAVEPOINT s;
-	SELECT amqp_publish('nowhere', '', 'x'::text, server => 'mes', ordering_key => 'k' || :n);
+	SELECT amqp_publish('nowhere', '', 'x'::text, server => 'mes', ordering_key => 'k' || :n,
+		headers => jsonb_build_object('h', repeat('x', :bytes)));
 	RELEASE s;
 	COMMIT;
 \else
