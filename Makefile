@@ -15,7 +15,7 @@ ROOMS = message trace rate health settings clock horizon measure registry \
 	stream properties topology wire login returned assertion transport_amqp091 \
 	pipeline keeper rotation prune worker launcher chart examination doctor query \
 	pattern permission utility claim admit enqueue template row_json row_option \
-	row_plan row_text row_body row_event row_message row declare publish insert \
+	row_plan row_text row_body row_event row_message row row_create declare publish insert \
 	confirm allow manage checkup monitor watch amqp_outbox
 OBJS = $(patsubst %,src/%.o,$(ROOMS))
 

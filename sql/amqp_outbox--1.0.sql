@@ -507,12 +507,12 @@ END $$;
 -- if asked), with the settings above.  Virtual generated columns are left out:
 -- triggers do not see their values.
 --
--- Errors, each of which fails the statement: 22023 for arguments, when the
--- trigger fires; 42703 for a column that the table does not have; 39P01 for a
--- trigger that is not AFTER the event or lacks a transition table; 22001 for a
--- routing key, or other property, of more than 255 bytes; those of
--- amqp_publish().  The right to publish is USAGE on the server, which whoever
--- changes the table needs.
+-- Errors of CREATE TRIGGER, and when it fires, if they come about later: 22023
+-- for arguments; 42703 for a column that the table does not have; 39P01 for a
+-- trigger that is not AFTER the event or lacks a transition table.  Errors that
+-- fail the statement which fires it: 22001 for a routing key, or other property,
+-- of more than 255 bytes; those of amqp_publish().  The right to publish is
+-- USAGE on the server, which whoever changes the table needs.
 --
 CREATE FUNCTION @extschema@.amqp_publish_row()
 RETURNS trigger LANGUAGE C VOLATILE PARALLEL UNSAFE

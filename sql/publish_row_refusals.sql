@@ -27,43 +27,31 @@ EXCEPTION WHEN OTHERS THEN
 END $$;
 \set SHOW_CONTEXT never
 
--- as anything but an AFTER trigger
+-- as anything but an AFTER trigger; CREATE TRIGGER says it
 SELECT amqp_publish_row();
 CREATE TRIGGER b BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION amqp_publish_row('', '');
-INSERT INTO t VALUES (1);
-DROP TRIGGER b ON t;
 CREATE TRIGGER b BEFORE TRUNCATE ON t FOR EACH STATEMENT EXECUTE FUNCTION amqp_publish_row('', '');
-TRUNCATE t;
-DROP TRIGGER b ON t;
 CREATE TRIGGER i INSTEAD OF INSERT ON v FOR EACH ROW EXECUTE FUNCTION amqp_publish_row('', '');
-INSERT INTO v VALUES (1);
-DROP TRIGGER i ON v;
 DROP VIEW v;
 
 -- statement triggers without the transition table that they need
-INSERT INTO t VALUES (1);
 CREATE TRIGGER s AFTER INSERT OR UPDATE OR DELETE ON t FOR EACH STATEMENT EXECUTE FUNCTION amqp_publish_row('', '');
-INSERT INTO t VALUES (1);
-UPDATE t SET id = 2;
-DELETE FROM t;
-DROP TRIGGER s ON t;
+CREATE TRIGGER s AFTER DELETE ON t FOR EACH STATEMENT EXECUTE FUNCTION amqp_publish_row('', '');
 CREATE TRIGGER s AFTER UPDATE ON t REFERENCING OLD TABLE AS o FOR EACH STATEMENT EXECUTE FUNCTION amqp_publish_row('', '');
-UPDATE t SET id = 2;
-DROP TRIGGER s ON t;
 CREATE TRIGGER s AFTER UPDATE ON t REFERENCING NEW TABLE AS n FOR EACH STATEMENT EXECUTE FUNCTION amqp_publish_row('', '{old.id}');
-UPDATE t SET id = 2;
-DROP TRIGGER s ON t;
 CREATE TRIGGER s AFTER UPDATE ON t REFERENCING NEW TABLE AS n FOR EACH STATEMENT EXECUTE FUNCTION amqp_publish_row('', '', 'unchanged=skip');
-UPDATE t SET id = 2;
-DROP TRIGGER s ON t;
 CREATE TRIGGER s AFTER UPDATE ON t REFERENCING NEW TABLE AS n FOR EACH STATEMENT EXECUTE FUNCTION amqp_publish_row('', '', 'body=envelope');
-UPDATE t SET id = 2;
-DROP TRIGGER s ON t;
+SELECT count(*) FROM pg_trigger WHERE tgrelid = 't'::regclass;
+
+-- what is right when it is created may become wrong
+CREATE TRIGGER t AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION amqp_publish_row('', '{a}');
+ALTER TABLE t RENAME a TO b;
+INSERT INTO t VALUES (1);
+ALTER TABLE t RENAME b TO a;
+DROP TRIGGER t ON t;
 
 -- arguments
 CREATE TRIGGER t AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION amqp_publish_row();
-INSERT INTO t VALUES (1);
-DROP TRIGGER t ON t;
 CALL try('ex');
 CALL try('ex', 'rk', 'bdy=row');
 CALL try('ex', 'rk', 'Body=row');

@@ -16,6 +16,7 @@
 
 #include "buffer.h"
 #include "launcher.h"
+#include "row_create.h"
 #include "settings.h"
 #include "shared.h"
 #include "utility.h"
@@ -38,6 +39,7 @@ _PG_init(void)
 	outbox_shared_install_hooks();
 	outbox_buffer_install_callbacks();
 	outbox_utility_install_hooks();
+	outbox_row_create_install_hook();
 	if (!IsBinaryUpgrade)
 		outbox_launcher_register();
 }

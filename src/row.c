@@ -21,6 +21,7 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_trigger.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
 #include "fmgr.h"
@@ -34,6 +35,7 @@
 #include "utils/tuplestore.h"
 
 #include "enqueue.h"
+#include "row.h"
 #include "row_message.h"
 
 PG_FUNCTION_INFO_V1(outbox_sql_publish_row);
@@ -110,14 +112,14 @@ outbox_row_check_transition(TriggerData *data, OutboxRowPlan *plan,
 		? "OLD TABLE AS old_rows NEW TABLE AS new_rows"
 		: needs_new ? "NEW TABLE AS new_rows" : "OLD TABLE AS old_rows";
 
-	if ((!needs_new || data->tg_newtable != NULL) &&
-		(!needs_old || data->tg_oldtable != NULL))
+	if ((!needs_new || data->tg_trigger->tgnewtable != NULL) &&
+		(!needs_old || data->tg_trigger->tgoldtable != NULL))
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 			 errmsg("trigger \"%s\" lacks a transition table",
 					data->tg_trigger->tgname),
-			 op == OUTBOX_ROW_UPDATE && data->tg_newtable != NULL
+			 op == OUTBOX_ROW_UPDATE && data->tg_trigger->tgnewtable != NULL
 			 ? errdetail("Its arguments need the old row of an UPDATE, too.")
 			 : errdetail("A trigger FOR EACH STATEMENT sees rows only in transition tables."),
 			 errhint("Declare it with REFERENCING %s, one trigger for each event, or FOR EACH ROW.",
@@ -298,22 +300,79 @@ outbox_row_fire(OutboxRowContext *context)
 		AtEOXact_GUC(true, nest_level);
 }
 
+/* Do something with a trigger, and have errors tell of which. */
+static void
+outbox_row_with_context(TriggerData *data,
+						void (*callback) (OutboxRowContext *context))
+{
+	OutboxRowContext context = {.trigger = data};
+	ErrorContextCallback error_context;
+
+	error_context.callback = outbox_row_error_context;
+	error_context.arg = &context;
+	error_context.previous = error_context_stack;
+	error_context_stack = &error_context;
+	callback(&context);
+	error_context_stack = error_context.previous;
+}
+
 Datum
 outbox_sql_publish_row(PG_FUNCTION_ARGS)
 {
-	OutboxRowContext context = {0};
-	ErrorContextCallback callback;
-
 	outbox_row_check_call(fcinfo);
-	context.trigger = (TriggerData *) fcinfo->context;
-
-	callback.callback = outbox_row_error_context;
-	callback.arg = &context;
-	callback.previous = error_context_stack;
-	error_context_stack = &callback;
-	outbox_row_fire(&context);
-	error_context_stack = callback.previous;
+	outbox_row_with_context((TriggerData *) fcinfo->context, outbox_row_fire);
 
 	/* what an AFTER trigger returns is ignored */
 	PG_RETURN_POINTER(NULL);
+}
+
+/*
+ * Checking without firing
+ */
+
+/* What of an event a trigger's definition tells. */
+static TriggerEvent
+outbox_row_event_of(const Trigger *trigger)
+{
+	TriggerEvent event = 0;
+
+	if (TRIGGER_FOR_ROW(trigger->tgtype))
+		event |= TRIGGER_EVENT_ROW;
+	if (TRIGGER_FOR_BEFORE(trigger->tgtype))
+		event |= TRIGGER_EVENT_BEFORE;
+	if (TRIGGER_FOR_INSTEAD(trigger->tgtype))
+		event |= TRIGGER_EVENT_INSTEAD;
+	return event;
+}
+
+static void
+outbox_row_check_definition(OutboxRowContext *context)
+{
+	TriggerData *data = context->trigger;
+	const Trigger *trigger = data->tg_trigger;
+	OutboxRowPlan *plan;
+
+	outbox_row_check_time(data);
+	plan = outbox_row_plan(data, &context->option);
+	if (TRIGGER_FOR_ROW(trigger->tgtype))
+		return;
+	if (TRIGGER_FOR_INSERT(trigger->tgtype))
+		outbox_row_check_transition(data, plan, OUTBOX_ROW_INSERT);
+	if (TRIGGER_FOR_UPDATE(trigger->tgtype))
+		outbox_row_check_transition(data, plan, OUTBOX_ROW_UPDATE);
+	if (TRIGGER_FOR_DELETE(trigger->tgtype))
+		outbox_row_check_transition(data, plan, OUTBOX_ROW_DELETE);
+}
+
+void
+outbox_row_check(Relation rel, Trigger *trigger)
+{
+	TriggerData data = {
+		.type = T_TriggerData,
+		.tg_event = outbox_row_event_of(trigger),
+		.tg_relation = rel,
+		.tg_trigger = trigger
+	};
+
+	outbox_row_with_context(&data, outbox_row_check_definition);
 }
