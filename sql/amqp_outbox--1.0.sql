@@ -124,7 +124,7 @@ CREATE TYPE amqp_outbox.dead_reason AS ENUM ('unroutable', 'nacked',
 COMMENT ON TYPE amqp_outbox.dead_reason IS
 'why a message was given up';
 
-CREATE TABLE amqp_outbox.dead_letter (
+CREATE TABLE amqp_outbox.dead_letter_item (
 	LIKE amqp_outbox.outbox,
 	reason amqp_outbox.dead_reason NOT NULL,
 	attempts integer NOT NULL,
@@ -136,12 +136,12 @@ CREATE TABLE amqp_outbox.dead_letter (
 	holds_key boolean NOT NULL,
 	PRIMARY KEY (server_key, id)
 );
-CREATE INDEX dead_letter_key ON amqp_outbox.dead_letter (server_key, ordering_key, id)
+CREATE INDEX dead_letter_item_key ON amqp_outbox.dead_letter_item (server_key, ordering_key, id)
 	WHERE holds_key;
-COMMENT ON COLUMN amqp_outbox.dead_letter.holds_key IS
+COMMENT ON COLUMN amqp_outbox.dead_letter_item.holds_key IS
 'later messages of its ordering key wait until it is requeued or discarded';
-COMMENT ON TABLE amqp_outbox.dead_letter IS
-'messages given up, with the reason; see amqp_outbox.requeue() and amqp_outbox.discard()';
+COMMENT ON TABLE amqp_outbox.dead_letter_item IS
+'messages given up, see amqp_outbox.dead_letter';
 
 CREATE TABLE amqp_outbox.idempotency_key (
 	server_key integer NOT NULL,
@@ -278,7 +278,7 @@ END $$;
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.identity', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.server_key', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.deferred', '');
-SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.dead_letter', '');
+SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.dead_letter_item', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.idempotency_key', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.inbox', '');
 SELECT pg_catalog.pg_extension_config_dump('amqp_outbox.topology_item', '');
@@ -721,7 +721,7 @@ FROM amqp_outbox.outbox o
 	JOIN settled s ON s.server_key = o.server_key
 WHERE NOT EXISTS (SELECT FROM amqp_outbox.deferred d
 	WHERE d.server_key = o.server_key AND d.id = o.id)
-	AND NOT EXISTS (SELECT FROM amqp_outbox.dead_letter d
+	AND NOT EXISTS (SELECT FROM amqp_outbox.dead_letter_item d
 	WHERE d.server_key = o.server_key AND d.id = o.id)
 	AND NOT EXISTS (SELECT FROM amqp_outbox.late l
 	WHERE l.server_key = o.server_key AND l.id = o.id)
@@ -757,10 +757,24 @@ SELECT s.server, d.id, d.message_id, 'dead',
 	d.message_timestamp, d.type, d.user_id, d.app_id, d.mandatory,
 	d.ordering_key, d.expires_at, d.enqueued_at, NULL, NULL, d.attempts,
 	d.last_error, NULL, NULL, NULL
-FROM amqp_outbox.dead_letter d
+FROM amqp_outbox.dead_letter_item d
 	JOIN settled s ON s.server_key = d.server_key;
 COMMENT ON VIEW amqp_outbox.stored_message IS
 'amqp_outbox.message without what the own transaction has not committed; pg_monitor sees all but body and headers';
+
+CREATE VIEW amqp_outbox.dead_letter AS
+SELECT k.server, d.id, d.message_id, d.reason, d.exchange, d.routing_key, d.body,
+	d.headers, d.content_type, d.content_encoding, d.persistent, d.priority,
+	d.correlation_id, d.reply_to,
+	d.expiration_ms::float8 * interval '1 millisecond' AS expiration,
+	d.message_timestamp, d.type, d.user_id, d.app_id, d.mandatory,
+	d.ordering_key, d.expires_at, d.published_by, d.enqueued_at, d.attempts,
+	d.first_attempt_at, d.last_attempt_at, d.possible_duplicate, d.reply_code,
+	d.last_error, d.holds_key
+FROM amqp_outbox.dead_letter_item d
+	JOIN amqp_outbox.server_key k ON k.server_key = d.server_key;
+COMMENT ON VIEW amqp_outbox.dead_letter IS
+'messages given up, with the reason; see amqp_outbox.requeue() and amqp_outbox.discard()';
 
 -- LOCK TABLE locks what is under a view by the rights of the view's owner, and
 -- PUBLIC may insert into this one: by the invoker's rights, nobody can keep the
@@ -839,20 +853,40 @@ COMMENT ON COLUMN amqp_outbox.message.body_json IS
 COMMENT ON COLUMN amqp_outbox.message.idempotency_key IS
 'only to INSERT; null when read';
 
--- the columns of the view below it are the same, but nobody inserts into it
+-- the columns of these views are the same, but nobody inserts into them
 DO $$
 DECLARE
 	a record;
 BEGIN
-	FOR a IN SELECT m.attname, pg_catalog.col_description(m.attrelid, m.attnum) AS comment
+	FOR a IN SELECT v.attrelid::pg_catalog.regclass AS view, v.attname,
+			pg_catalog.col_description(m.attrelid, m.attnum) AS comment
 		FROM pg_catalog.pg_attribute m
+			JOIN pg_catalog.pg_attribute v ON v.attname OPERATOR(pg_catalog.=) m.attname
 		WHERE m.attrelid OPERATOR(pg_catalog.=) 'amqp_outbox.message'::pg_catalog.regclass
 		AND m.attnum OPERATOR(pg_catalog.>) 0
+		AND v.attrelid OPERATOR(pg_catalog.=) ANY ('{amqp_outbox.stored_message,
+			amqp_outbox.dead_letter}'::pg_catalog.regclass[])
 	LOOP
-		EXECUTE pg_catalog.format('COMMENT ON COLUMN amqp_outbox.stored_message.%I IS %L',
-			a.attname, a.comment);
+		EXECUTE pg_catalog.format('COMMENT ON COLUMN %s.%I IS %L',
+			a.view, a.attname, a.comment);
 	END LOOP;
 END $$;
+COMMENT ON COLUMN amqp_outbox.dead_letter.possible_duplicate IS
+'an attempt had an unknown outcome';
+COMMENT ON COLUMN amqp_outbox.dead_letter.reply_code IS
+'the broker''s (AMQP 0-9-1, section 1.2); null: none';
+COMMENT ON COLUMN amqp_outbox.dead_letter.holds_key IS
+'later messages of its ordering key wait until it is requeued or discarded';
+COMMENT ON COLUMN amqp_outbox.dead_letter.reason IS
+'why it was given up';
+COMMENT ON COLUMN amqp_outbox.dead_letter.published_by IS
+'the role; null if roles had no limit of their backlog';
+COMMENT ON COLUMN amqp_outbox.dead_letter.first_attempt_at IS
+'when it was first sent, or found to be expired';
+COMMENT ON COLUMN amqp_outbox.dead_letter.last_attempt_at IS
+'when it was given up';
+COMMENT ON COLUMN amqp_outbox.dead_letter.id IS
+'in the order of commits';
 COMMENT ON COLUMN amqp_outbox.stored_message.id IS
 'in the order of commits';
 COMMENT ON COLUMN amqp_outbox.stored_message.status IS
@@ -894,7 +928,7 @@ SELECT s.srvname AS server,
 	coalesce(r.rejected, 0) AS rejected,
 	w.last_error, w.last_error_at,
 	coalesce(r.accepted, 0) AS accepted,
-	(SELECT count(*) FROM amqp_outbox.dead_letter d
+	(SELECT count(*) FROM amqp_outbox.dead_letter_item d
 		WHERE d.server_key = k.server_key) AS dead_letters,
 	coalesce(m.delivered_per_second, 0) AS delivered_per_second,
 	coalesce(m.bytes_per_second, 0) AS bytes_per_second,
@@ -908,7 +942,7 @@ SELECT s.srvname AS server,
 	greatest(coalesce(m.connections, 0) - 1, 0) AS reconnects,
 	m.disconnected_since,
 	(SELECT coalesce(jsonb_object_agg(x.reason, x.n), '{}')
-		FROM (SELECT d.reason, count(*) AS n FROM amqp_outbox.dead_letter d
+		FROM (SELECT d.reason, count(*) AS n FROM amqp_outbox.dead_letter_item d
 			WHERE d.server_key = k.server_key GROUP BY d.reason) x)
 		AS dead_letters_by_reason,
 	m.counted_since,

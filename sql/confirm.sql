@@ -39,7 +39,7 @@ SELECT try('SELECT amqp_wait_for_confirm(''m1'')');
 RESET ROLE;
 
 -- given up, and discarded
-INSERT INTO amqp_outbox.dead_letter
+INSERT INTO amqp_outbox.dead_letter_item
 	SELECT o.*, 'nacked', 20, now(), now(), false, NULL, 'the broker''s words', false
 	FROM amqp_outbox.outbox o WHERE message_id = 'm1';
 SELECT try('SELECT amqp_wait_for_confirm(''m1'')');

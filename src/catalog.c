@@ -613,7 +613,7 @@ outbox_catalog_next_id(int *leaf)
 								 &largest, &ignored);
 	largest = Max(largest, outbox_catalog_largest_in("deferred", server_keys,
 													 SnapshotAny));
-	largest = Max(largest, outbox_catalog_largest_in("dead_letter", server_keys,
+	largest = Max(largest, outbox_catalog_largest_in("dead_letter_item", server_keys,
 													 SnapshotAny));
 	list_free(server_keys);
 	return largest + 1;

@@ -43,7 +43,7 @@
 
 /* Dead letters: $1 names of servers, $2 to $5 what the caller asked for. */
 #define DEAD_LETTERS \
-	" FROM amqp_outbox.dead_letter d WHERE d.server_key OPERATOR(pg_catalog.=)" \
+	" FROM amqp_outbox.dead_letter_item d WHERE d.server_key OPERATOR(pg_catalog.=)" \
 	" ANY (ARRAY(SELECT k.server_key FROM amqp_outbox.server_key k" \
 	" WHERE k.server OPERATOR(pg_catalog.=) ANY ($1)))" \
 	EQUALS("d.id", 2) EQUALS("d.message_id", 3) \

@@ -61,7 +61,7 @@
 	" correlation_id, reply_to, expiration_ms, message_timestamp, type," \
 	" user_id, app_id, mandatory, ordering_key, expires_at, published_by"
 
-/* Columns of amqp_outbox.deferred and amqp_outbox.dead_letter that follow. */
+/* Columns of amqp_outbox.deferred and amqp_outbox.dead_letter_item that follow. */
 #define OUTBOX_ATTEMPT_COLUMNS \
 	"attempts, first_attempt_at, last_attempt_at, possible_duplicate," \
 	" reply_code, last_error"
@@ -88,7 +88,7 @@
 	"EXISTS (SELECT FROM amqp_outbox.deferred e" \
 	" WHERE e.server_key = m.server_key AND e.ordering_key = m.ordering_key" \
 	" AND e.id < m.id" condition ") OR " \
-	"EXISTS (SELECT FROM amqp_outbox.dead_letter h" \
+	"EXISTS (SELECT FROM amqp_outbox.dead_letter_item h" \
 	" WHERE h.server_key = m.server_key AND h.ordering_key = m.ordering_key" \
 	" AND h.holds_key AND h.id < m.id)))"
 
@@ -262,7 +262,7 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 		2, {INT4OID, TIMESTAMPTZOID}
 	},
 	[STATEMENT_BURY] = {
-		"INSERT INTO amqp_outbox.dead_letter (" OUTBOX_COLUMNS ", reason, "
+		"INSERT INTO amqp_outbox.dead_letter_item (" OUTBOX_COLUMNS ", reason, "
 		OUTBOX_ATTEMPT_COLUMNS ", holds_key)"
 		" SELECT " OUTBOX_COLUMNS ", $3::amqp_outbox.dead_reason, $9, $4, $4,"
 		" $5, $6, $7, $8 AND ordering_key IS NOT NULL"
@@ -273,7 +273,7 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 	[STATEMENT_BURY_DEFERRED] = {
 		"WITH gone AS (DELETE FROM amqp_outbox.deferred"
 		" WHERE server_key = $1 AND id = $2 RETURNING *)"
-		" INSERT INTO amqp_outbox.dead_letter (" OUTBOX_COLUMNS ", reason, "
+		" INSERT INTO amqp_outbox.dead_letter_item (" OUTBOX_COLUMNS ", reason, "
 		OUTBOX_ATTEMPT_COLUMNS ", holds_key)"
 		" SELECT " OUTBOX_COLUMNS ", $3::amqp_outbox.dead_reason,"
 		" attempts + $9, COALESCE(first_attempt_at, $4), $4, $5, $6, $7,"
@@ -297,7 +297,7 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 		4, {INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID}
 	},
 	[STATEMENT_BURY_READABLE] = {
-		"INSERT INTO amqp_outbox.dead_letter (" OUTBOX_READABLE_COLUMNS ","
+		"INSERT INTO amqp_outbox.dead_letter_item (" OUTBOX_READABLE_COLUMNS ","
 		OUTBOX_UNREADABLE_COLUMNS ")"
 		" SELECT " OUTBOX_READABLE_COLUMNS "," OUTBOX_UNREADABLE_VALUES
 		" AND ordering_key IS NOT NULL"
@@ -307,14 +307,14 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 	[STATEMENT_BURY_DEFERRED_READABLE] = {
 		"WITH gone AS (DELETE FROM amqp_outbox.deferred"
 		" WHERE server_key = $1 AND id = $2 RETURNING " OUTBOX_READABLE_COLUMNS ")"
-		" INSERT INTO amqp_outbox.dead_letter (" OUTBOX_READABLE_COLUMNS ","
+		" INSERT INTO amqp_outbox.dead_letter_item (" OUTBOX_READABLE_COLUMNS ","
 		OUTBOX_UNREADABLE_COLUMNS ")"
 		" SELECT " OUTBOX_READABLE_COLUMNS "," OUTBOX_UNREADABLE_VALUES
 		" AND ordering_key IS NOT NULL FROM gone",
 		5, {INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID, BOOLOID}
 	},
 	[STATEMENT_BURY_ID] = {
-		"INSERT INTO amqp_outbox.dead_letter (server_key, id, message_id,"
+		"INSERT INTO amqp_outbox.dead_letter_item (server_key, id, message_id,"
 		" enqueued_at, exchange, routing_key," OUTBOX_UNREADABLE_COLUMNS ")"
 		" SELECT $1, $2, '', $3, '', ''," OUTBOX_UNREADABLE_VALUES " AND false",
 		5, {INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID, BOOLOID}
@@ -322,7 +322,7 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 	[STATEMENT_BURY_DEFERRED_ID] = {
 		"WITH gone AS (DELETE FROM amqp_outbox.deferred"
 		" WHERE server_key = $1 AND id = $2 RETURNING id)"
-		" INSERT INTO amqp_outbox.dead_letter (server_key, id, message_id,"
+		" INSERT INTO amqp_outbox.dead_letter_item (server_key, id, message_id,"
 		" enqueued_at, exchange, routing_key," OUTBOX_UNREADABLE_COLUMNS ")"
 		" SELECT $1, id, '', $3, '', ''," OUTBOX_UNREADABLE_VALUES
 		" AND false FROM gone",
