@@ -229,7 +229,9 @@ outbox_examination_failed_step(OutboxExamination *examination,
 				outbox_examination_failed_tls(examination, failure);
 				return;
 			}
-			what_to_do = "See whether this is the port of an AMQP broker, whether it expects TLS, and its log.";
+			what_to_do = examination->order->server.tls ?
+				"See whether this is the port of an AMQP broker, whether it accepts the client certificate or demands one (options certfile and keyfile of the user mapping), and its log." :
+				"See whether this is the port of an AMQP broker, whether it expects TLS, and its log.";
 			break;
 		case OUTBOX_PHASE_LOGIN:
 			check = OUTBOX_CHECK_LOGIN;

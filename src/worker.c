@@ -648,6 +648,7 @@ outbox_worker_reload(TimestampTz now)
 	if (worker->host_no >= server->nhosts || worker->reconnecting)
 		worker->host_no = 0;
 	worker->failures = 0;
+	worker->logged.message[0] = '\0';	/* with other options it is news again */
 	worker->retry_at = 0;
 	worker->copy = false;
 	worker->rotate_at = now;	/* by another retention, perhaps */
@@ -671,7 +672,7 @@ outbox_worker_make_key(void)
 
 /*
  * The token expires soon.  If there is a newer one we log in with it, in good
- * order; if not, the broker ends the connection when it does.
+ * order; if not, the connection lasts as long as the broker lets it.
  */
 static void
 outbox_worker_renew(TimestampTz now)

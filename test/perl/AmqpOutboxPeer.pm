@@ -221,20 +221,20 @@ sub replay
 	return;
 }
 
-# Read what comes until the worker hangs up.
+# Read what comes until the worker hangs up; returns it.
 sub await_hangup
 {
 	my $self = shift;
-	my $bytes;
+	my $bytes = '';
 
 	do
 	{
 		IO::Select->new($self->{socket})
 		  ->can_read($PostgreSQL::Test::Utils::timeout_default)
 		  or die "timed out waiting for the worker to hang up";
-	} while (sysread($self->{socket}, $bytes, 65536));
+	} while (sysread($self->{socket}, $bytes, 65536, length($bytes)));
 	close($self->{socket});
-	return;
+	return $bytes;
 }
 
 # Build what is preloaded into servers; returns where it is.
