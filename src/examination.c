@@ -202,6 +202,16 @@ outbox_examination_failed_tls(OutboxExamination *examination,
 								stream->tls.subject, stream->tls.days_left);
 }
 
+static const char *
+outbox_examination_login_remedy(const OutboxServer *server)
+{
+	if (server->mechanism == OUTBOX_MECHANISM_EXTERNAL)
+		return "Have the broker offer EXTERNAL (RabbitMQ: the plugin rabbitmq_auth_mechanism_ssl, and auth_mechanisms) and know a user of the name that it takes from the certificate (ssl_cert_login_from).";
+	if (server->user == NULL)
+		return "See the broker's log for what it finds wrong with the token: who made it, for whom, its scopes, or its end.";
+	return "Correct user and password in the user mapping of the server's owner or of PUBLIC, or at the broker (rabbitmqctl authenticate_user).";
+}
+
 static void
 outbox_examination_failed_step(OutboxExamination *examination,
 							   const OutboxFailure *failure)
@@ -235,7 +245,7 @@ outbox_examination_failed_step(OutboxExamination *examination,
 			break;
 		case OUTBOX_PHASE_LOGIN:
 			check = OUTBOX_CHECK_LOGIN;
-			what_to_do = "Correct user and password in the user mapping of the server's owner or of PUBLIC, or at the broker (rabbitmqctl authenticate_user).";
+			what_to_do = outbox_examination_login_remedy(&examination->order->server);
 			break;
 		case OUTBOX_PHASE_OPENING:
 			check = OUTBOX_CHECK_VHOST;

@@ -263,7 +263,7 @@ refused('nobody of that name',
 		$broker->ctl('add_user', 'mes', 'secret');
 		$broker->ctl('set_permissions', 'mes', '', '.*', '');
 	},
-	qr/^login /);
+	qr/^login Have the broker .* know a user/);
 
 #
 # Tokens
@@ -312,7 +312,8 @@ refused('a token that has expired',
 put('token', substr($first, 0, -8));
 refused('a token that the broker does not accept',
 	sub { server("SET heartbeat '25'"); },
-	qr/ACCESS_REFUSED/, sub { put('token', $first); });
+	qr/ACCESS_REFUSED/, sub { put('token', $first); },
+	qr/^login See the broker's log for what it finds wrong with the token/);
 
 # a token that ends soon, and messages all the time
 put('token', make_token(12));
