@@ -233,6 +233,7 @@ copy_source()
 	tar -C "$from" --exclude=./.git --exclude='*.o' --exclude='*.so' \
 		--exclude='*.bc' --exclude='./tmp_check*' --exclude='./results' \
 		--exclude=./test/helpers/amqp_tool --exclude=./test/helpers/amqp_bare \
+		--exclude='./test/fuzz/fuzz_*' \
 		-cf - . | tar -C "$WORK/source" --no-same-owner -xf - ||
 		die "cannot copy the source tree"
 }
@@ -378,6 +379,37 @@ use_private_tree()
 pg_make()
 {
 	make -s -C "$SOURCE" PG_CONFIG="$PG_CONFIG" with_llvm=no "$@"
+}
+
+#
+# Inside: sanitizers
+#
+
+# COPT of an extension under them
+SANITIZE='-fsanitize=address,undefined -fno-wrapv -fno-omit-frame-pointer -O1 -g'
+
+# The server runs under the sanitizers' library by a wrapper, so that it alone
+# does.  ASan has to start before anything else: on Debian 12 a library that
+# the server loads calls into it from a constructor and would wait for ever.
+wrap_postgres()
+{
+	cat >"$WORK/first.c" <<-END
+		#include <stdlib.h>
+		__attribute__((constructor)) static void
+		start_first(void) { void *volatile p = malloc(1); free(p); }
+	END
+	gcc -shared -fPIC -O0 -Wl,-z,initfirst -o "$WORK/first.so" \
+		"$WORK/first.c" || return 1
+	mv "$PG_BIN/postgres" "$PG_BIN/postgres.real"
+	cat >"$PG_BIN/postgres" <<-END
+		#!/bin/bash
+		export LD_PRELOAD=$(readlink -f "$(gcc -print-file-name=libasan.so)"):$WORK/first.so\${LD_PRELOAD:+:\$LD_PRELOAD}
+		export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1
+		export UBSAN_OPTIONS=print_stacktrace=1
+		exec -a "\$0" "$PG_BIN/postgres.real" "\$@"
+	END
+	chmod 755 "$PG_BIN/postgres"
+	postgres -V
 }
 
 #
