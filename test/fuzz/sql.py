@@ -178,7 +178,9 @@ PROPERTIES = {
     'content_encoding': odd_text, 'persistent': odd_boolean,
     'priority': odd_integer, 'correlation_id': odd_text, 'reply_to': odd_text,
     'expiration': odd_interval, 'message_id': odd_text,
-    'message_timestamp': odd_time, 'type': odd_text, 'user_id': odd_text,
+    'message_timestamp': odd_time, 'type': odd_text,
+    # any other makes the broker close the channel, which takes its time
+    'user_id': lambda: odd_text() if maybe(0.05) else 'guest',
     'app_id': odd_text, 'mandatory': odd_boolean,
     'idempotency_key': odd_text, 'traceparent': lambda: pick(
         '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01',
@@ -203,7 +205,10 @@ def odd_properties(names):
 
 
 def odd_exchange():
-    return pick('', '', '', 'amq.topic', 'amq.direct', 'missing', odd_text())
+    # each that is not there makes the broker close the channel once
+    if maybe(0.05):
+        return odd_text()
+    return pick('', '', '', 'amq.topic', 'amq.direct', 'missing')
 
 
 def odd_key():
@@ -216,7 +221,7 @@ def publish():
     # the third one is never delivered to, and so gets nothing else
     arguments.append('server => %s' % quote(
         odd_text() if maybe(0.05) else 'mes'))
-    many = ' FROM generate_series(1, %d)' % pick(2, 10, 300) if maybe(0.1) else ''
+    many = ' FROM generate_series(1, %d)' % pick(2, 10, 100) if maybe(0.1) else ''
     return 'SELECT public.amqp_publish(%s)%s' % (', '.join(arguments), many)
 
 
@@ -616,6 +621,7 @@ def main():
     fuzz = Fuzz(parser.parse_args())
     seed = fuzz.arguments.seed
     rnd.seed(seed)
+    sys.stdout.reconfigure(line_buffering=True)
     print('# sql.py, seed %d, %g seconds' % (seed, fuzz.arguments.seconds))
     fuzz.connect()
     fuzz.set_up()
