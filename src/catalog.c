@@ -63,14 +63,72 @@ static bool owner_is_checked = false;
 /* the identity table that was seen to hold a committed row */
 static Oid	identity_seen_relid = InvalidOid;
 
-Oid
-outbox_catalog_relid_if_exists(const char *relname)
+/*
+ * OIDs of our tables
+ *
+ * A transaction asks for six of them, and two look-ups in PostgreSQL's caches
+ * cost more than an entry of a short list.
+ */
+
+#define OUTBOX_RELIDS			16
+#define OUTBOX_RELID_NAME_LEN	32
+
+static struct
+{
+	char		relname[OUTBOX_RELID_NAME_LEN];
+	Oid			relid;
+}			relids[OUTBOX_RELIDS];
+static int	nrelids = 0;
+
+static void
+outbox_catalog_forget_relids(Datum arg, int cacheid, uint32 hashvalue)
+{
+	nrelids = 0;
+}
+
+/* From now on a change of the catalogs is heard of. */
+static void
+outbox_catalog_watch_relids(void)
+{
+	static bool registered = false;
+
+	if (registered)
+		return;
+	CacheRegisterSyscacheCallback(NAMESPACENAME, outbox_catalog_forget_relids,
+								  (Datum) 0);
+	CacheRegisterSyscacheCallback(RELNAMENSP, outbox_catalog_forget_relids,
+								  (Datum) 0);
+	registered = true;
+}
+
+static Oid
+outbox_catalog_look_up(const char *relname)
 {
 	Oid			nspoid = get_namespace_oid(OUTBOX_SCHEMA, true);
 
 	if (!OidIsValid(nspoid))
 		return InvalidOid;
 	return get_relname_relid(relname, nspoid);
+}
+
+Oid
+outbox_catalog_relid_if_exists(const char *relname)
+{
+	Oid			relid;
+
+	for (int i = 0; i < nrelids; i++)
+		if (strcmp(relids[i].relname, relname) == 0)
+			return relids[i].relid;
+
+	outbox_catalog_watch_relids();
+	relid = outbox_catalog_look_up(relname);
+	if (OidIsValid(relid) && nrelids < OUTBOX_RELIDS &&
+		strlen(relname) < OUTBOX_RELID_NAME_LEN)
+	{
+		strcpy(relids[nrelids].relname, relname);
+		relids[nrelids++].relid = relid;
+	}
+	return relid;
 }
 
 Oid
@@ -188,9 +246,14 @@ Oid
 outbox_catalog_leaf_relid(const char *relname, int leaf)
 {
 	char		name[NAMEDATALEN];
+	int			len = strlen(relname);
 
+	StaticAssertStmt(OUTBOX_NLEAVES <= 10, "a leaf's number has one digit");
 	Assert(leaf >= 0 && leaf < OUTBOX_NLEAVES);
-	snprintf(name, sizeof(name), "%s_%d", relname, leaf);
+	memcpy(name, relname, len);
+	name[len] = '_';
+	name[len + 1] = '0' + leaf;
+	name[len + 2] = '\0';
 	return outbox_catalog_relid(name);
 }
 
