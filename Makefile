@@ -11,12 +11,12 @@ PGFILEDESC = "amqp_outbox - transactional outbox for AMQP"
 # In the order of the rooms: a file uses only files that stand before it.
 ROOMS = message trace rate health settings clock horizon measure registry \
 	backlog shared catalog leaf secret resolve tls token option credential server \
-	recent flush buffer store ordering ledger census settlement destination \
+	recent flush pile buffer store ordering ledger census settlement destination \
 	stream properties topology wire login returned assertion transport_amqp091 \
 	pipeline keeper rotation prune worker launcher chart examination doctor query \
 	pattern permission utility claim admit enqueue template row_json row_option \
-	row_plan row_text row_body row_event row_message row row_create declare publish insert \
-	confirm allow manage checkup monitor watch amqp_outbox
+	row_plan row_text row_body row_event row_message row row_create declare \
+	publish insert confirm allow manage checkup monitor watch amqp_outbox
 OBJS = $(patsubst %,src/%.o,$(ROOMS))
 
 REGRESS = $(patsubst sql/%.sql,%,$(filter-out sql/amqp_outbox--%, \

@@ -150,6 +150,26 @@ SELECT count(*), bool_and(message_id = 'many ' || n) AS in_order FROM
 	 WHERE message_id LIKE 'many %') s;
 SELECT count(*) FROM amqp_outbox.outbox WHERE message_id LIKE 'gone %';
 
+-- small and large messages keep their order, in memory and on disk
+CREATE TABLE mixed AS SELECT i, repeat('x', CASE WHEN i IN (2, 4) THEN 5000
+		WHEN i < 6 THEN 0 ELSE i % 7 * (i % 11) * 150 END) AS body
+	FROM generate_series(1, 1500) i;
+SET work_mem = '64kB';
+BEGIN;
+SELECT count(amqp_publish('', 'q', body, message_id => '+' || i, content_type => ''))
+	FROM (SELECT * FROM mixed ORDER BY i) m;
+SAVEPOINT s;
+SELECT count(amqp_publish('', 'q', body, message_id => '-' || i)) FROM mixed;
+ROLLBACK TO s;
+SELECT count(*), bool_and(u.message_id = '+' || n AND u.body = m.body::bytea) AS in_order FROM
+	(SELECT *, row_number() OVER () AS n FROM amqp_outbox.uncommitted()) u JOIN mixed m ON m.i = n;
+COMMIT;
+RESET work_mem;
+SELECT count(*), bool_and(o.message_id = '+' || n AND o.body = m.body::bytea) AS in_order FROM
+	(SELECT *, row_number() OVER (ORDER BY id) AS n FROM amqp_outbox.outbox
+	 WHERE message_id ~ '^[-+]') o JOIN mixed m ON m.i = n;
+DROP TABLE mixed;
+
 -- rows that are toasted are found by the index, which is how the worker reads
 SELECT count(amqp_publish('', 'q', body, message_id => 'large ' || length(body)))
 	FROM (SELECT convert_to(repeat('x', 3000), 'UTF8') AS body UNION ALL

@@ -3,8 +3,8 @@
  * buffer.c
  *	  The messages of the current transaction, until it commits.
  *
- * amqp_publish() puts messages into a tuplestore that belongs to the top
- * transaction and spills to disk beyond a few work_mem.  At pre-commit they go
+ * amqp_publish() puts messages on a pile that belongs to the top transaction
+ * and spills to disk beyond a few work_mem.  At pre-commit they go
  * into the outbox (flush.c), as NOTIFY does with its queue: a transaction that
  * rolls back writes nothing, and one that runs for an hour holds up nobody.
  *
@@ -13,7 +13,7 @@
  * an aborted one dropped is a range of message numbers that the flush skips.
  * The number of subtransactions is the only thing that memory grows with.
  *
- * A tuplestore that fails in a put is corrupt even if somebody catches the
+ * A pile that fails in a put is corrupt even if somebody catches the
  * error; then the buffer is spoilt and the transaction can only roll back.
  *
  * Runs in every backend that publishes.
@@ -32,13 +32,13 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/resowner.h"
-#include "utils/tuplestore.h"
 
 #include "backlog.h"
 #include "buffer.h"
 #include "catalog.h"
 #include "flush.h"
 #include "horizon.h"
+#include "pile.h"
 #include "recent.h"
 #include "registry.h"
 
@@ -47,6 +47,9 @@
  * for each node of each plan, and a file costs half as much again for a message.
  */
 #define OUTBOX_BUFFER_WORK_MEMS		4
+
+/* A body of more bytes is put away by itself. */
+#define OUTBOX_BUFFER_LARGE			4096
 
 /* An open subtransaction that has put messages. */
 typedef struct OutboxLevel
@@ -66,8 +69,7 @@ typedef struct OutboxBuffer
 {
 	MemoryContext context;		/* below TopTransactionContext */
 	TupleDesc	tupdesc;		/* of buffered messages */
-	Tuplestorestate *store;
-	int			visit_pointer;	/* read pointer of outbox_buffer_visit() */
+	OutboxPile *pile;
 	int64		count;			/* messages put, dropped ones too */
 	int64		dropped;
 	List	   *servers;		/* OIDs */
@@ -170,10 +172,7 @@ outbox_buffer_create(void)
 
 	new_buffer->context = context;
 	new_buffer->tupdesc = tupdesc;
-	new_buffer->store = tuplestore_begin_heap(false, false,
-											  outbox_buffer_memory());
-	new_buffer->visit_pointer =
-		tuplestore_alloc_read_pointer(new_buffer->store, EXEC_FLAG_REWIND);
+	new_buffer->pile = outbox_pile_create(outbox_buffer_memory());
 	MemoryContextSwitchTo(old_context);
 	buffer = new_buffer;
 }
@@ -240,6 +239,7 @@ outbox_buffer_put(Oid serverid, Datum *values, bool *isnull)
 	ResourceOwner old_owner = CurrentResourceOwner;
 	MemoryContext old_context;
 	TupleDesc	tupdesc;
+	Pointer		body = DatumGetPointer(values[OUTBOX_COL_BODY]);
 
 	/*
 	 * Temporary files must live as long as the transaction, not as the portal
@@ -263,7 +263,8 @@ outbox_buffer_put(Oid serverid, Datum *values, bool *isnull)
 
 	tupdesc = outbox_buffer_short_tupdesc(isnull);
 	buffer->spoilt = true;
-	tuplestore_putvalues(buffer->store, tupdesc, values, isnull);
+	outbox_pile_add(buffer->pile, tupdesc, values, isnull,
+					VARSIZE_ANY(body) > OUTBOX_BUFFER_LARGE);
 	buffer->spoilt = false;
 	buffer->count++;
 	CurrentResourceOwner = old_owner;
@@ -279,11 +280,10 @@ outbox_buffer_visit(OutboxBufferVisitor visit, void *arg)
 		return;
 
 	slot = MakeSingleTupleTableSlot(buffer->tupdesc, &TTSOpsMinimalTuple);
-	tuplestore_select_read_pointer(buffer->store, buffer->visit_pointer);
-	tuplestore_rescan(buffer->store);
+	outbox_pile_rewind(buffer->pile);
 	for (int64 i = 0; i < buffer->count; i++)
 	{
-		if (!tuplestore_gettupleslot(buffer->store, true, false, slot))
+		if (!outbox_pile_next(buffer->pile, slot))
 			elog(ERROR, "buffer of amqp_outbox ends early");
 		while (range < buffer->nranges && buffer->ranges[range].end <= i)
 			range++;
@@ -403,8 +403,8 @@ outbox_buffer_flush(bool prepare)
 		outbox_buffer_visit(outbox_buffer_add_to_flush, flush);
 		buffer->due_from = outbox_flush_end(flush);
 	}
-	tuplestore_end(buffer->store);
-	buffer->store = NULL;
+	outbox_pile_end(buffer->pile);
+	buffer->pile = NULL;
 	buffer->flushed = true;
 	MemoryContextSwitchTo(old_context);
 }

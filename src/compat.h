@@ -78,6 +78,15 @@ outbox_proc_pid(int procno)
 #define pg_noreturn pg_attribute_noreturn()
 #endif
 
+/* Since 18 there may be room before a minimal tuple. */
+#if PG_VERSION_NUM >= 180000
+#define outbox_form_minimal_tuple(tupdesc, values, isnull) \
+	heap_form_minimal_tuple((tupdesc), (values), (isnull), 0)
+#else
+#define outbox_form_minimal_tuple(tupdesc, values, isnull) \
+	heap_form_minimal_tuple((tupdesc), (values), (isnull))
+#endif
+
 /* Since 18 there are generated columns without a stored value. */
 #ifndef ATTRIBUTE_GENERATED_VIRTUAL
 #define ATTRIBUTE_GENERATED_VIRTUAL	'v'
