@@ -112,6 +112,7 @@ typedef enum OutboxStatementId
 	STATEMENT_SERVER_KEY,
 	STATEMENT_NEWEST_RECEIPT,
 	STATEMENT_READ,
+	STATEMENT_READ_KEYED,
 	STATEMENT_READ_DUE,
 	STATEMENT_NEXT_DUE,
 	STATEMENT_WRITE_RECEIPT,
@@ -172,7 +173,16 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 		" ORDER BY server_key DESC, through_id DESC, receipt_no DESC LIMIT 1",
 		2, {INT4OID, INT8OID}
 	},
+	/* good for messages without a key; cheaper to start, for single ones */
 	[STATEMENT_READ] = {
+		"SELECT " OUTBOX_COLUMNS ", 0, id <= $4, NULL::timestamptz,"
+		" false, NULL::timestamptz"
+		" FROM amqp_outbox.outbox m"
+		" WHERE server_key = $1 AND id > $2 AND id < $3"
+		" ORDER BY server_key, id",
+		4, {INT4OID, INT8OID, INT8OID, INT8OID}
+	},
+	[STATEMENT_READ_KEYED] = {
 		"SELECT " OUTBOX_COLUMNS ", 0, id <= $4, NULL::timestamptz, "
 		OUTBOX_HAS_EARLIER("") ", NULL::timestamptz"
 		" FROM amqp_outbox.outbox m"
@@ -739,6 +749,38 @@ outbox_store_form_messages(MemoryContext context, Size max_bytes,
 	return n;
 }
 
+/* Whether a message of the last result has an ordering key. */
+static bool
+outbox_store_result_has_keys(void)
+{
+	for (uint64 i = 0; i < SPI_processed; i++)
+		if (!heap_attisnull(SPI_tuptable->vals[i], OUTBOX_COL_ORDERING_KEY + 1,
+							SPI_tuptable->tupdesc))
+			return true;
+	return false;
+}
+
+/* Leaves the result with SPI.  What has keys is likely to go on having them. */
+static uint64
+outbox_store_execute_read(Datum *values, int max_rows)
+{
+	static bool keyed = false;
+	uint64		found;
+
+	if (!keyed)
+	{
+		found = outbox_store_execute(STATEMENT_READ, values, NULL,
+									 SPI_OK_SELECT, max_rows);
+		if (!outbox_store_result_has_keys())
+			return found;
+		SPI_freetuptable(SPI_tuptable);
+	}
+	found = outbox_store_execute(STATEMENT_READ_KEYED, values, NULL,
+								 SPI_OK_SELECT, max_rows);
+	keyed = outbox_store_result_has_keys();
+	return found;
+}
+
 int
 outbox_store_read(MemoryContext context, int32 server_key, int64 after,
 				  int64 before, int max_rows, Size max_bytes,
@@ -753,8 +795,7 @@ outbox_store_read(MemoryContext context, int32 server_key, int64 after,
 	values[1] = Int64GetDatum(after);
 	values[2] = Int64GetDatum(before);
 	values[3] = Int64GetDatum(doubt->through_id);
-	found = outbox_store_execute(STATEMENT_READ, values, NULL, SPI_OK_SELECT,
-								 max_rows);
+	found = outbox_store_execute_read(values, max_rows);
 	n = outbox_store_form_messages(context, max_bytes, server, false,
 								   messages);
 	*complete = found < (uint64) max_rows && (uint64) n == found;
