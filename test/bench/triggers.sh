@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 #
-# triggers: what amqp_publish_row() adds to the INSERT of a row of ten columns,
-# by itself and with the commit; the same INSERT without a trigger is subtracted.
+# triggers: what amqp_publish_row() adds to the INSERT of a row of ten columns, in
+# CPU, by itself and with the commit; the same INSERT without a trigger is
+# subtracted.
 
 triggers_prepare()
 {
@@ -24,7 +25,7 @@ triggers()
 		job_plpgsql_row, job_plpgsql_statement; CHECKPOINT'
 	query "CALL measure_triggers($ROWS, $REPETITIONS)" || exit 1
 	for until in at_end at_commit; do
-		figure="added to a row of $ROWS, 10 columns"
+		figure="CPU added to a row of 10 columns, $ROWS rows"
 		[ $until = at_end ] || figure="$figure, commit included"
 		note_trigger "row trigger, $figure" $until outbox row
 		note_trigger "row trigger, $figure" $until "PL/pgSQL trigger" \
