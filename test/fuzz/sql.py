@@ -267,6 +267,9 @@ def odd_server_option():
                 'window', 'key_window', 'max_attempts', 'max_age', 'unroutable',
                 'rate_limit', 'rate_limit_bytes', 'idempotency_retention',
                 'paused', 'persistent', 'mandatory', 'dead_letter_holds_key',
+                'backlog_limit', 'backlog_limit_bytes', 'role_backlog_limit_bytes',
+                'backlog_action', 'allow_list', 'verify', 'tls_min_version',
+                'cacertdir', 'server_name_indication', 'allow_plaintext',
                 'password', 'nonsense')
     if name == 'uri':
         return name, mutated(rnd.choice(URIS))
@@ -299,7 +302,9 @@ def server():
                  "'pg_catalog.pg_user_mapping'::regclass", '0', '1259'))
     return pick('CREATE', 'ALTER') + ' USER MAPPING FOR ' + \
         pick('PUBLIC', 'CURRENT_USER') + ' SERVER f ' + options(
-            [(pick('user', 'password', 'password_file', 'uri'), odd_text())])
+            [(pick('user', 'password', 'password_file', 'uri', 'token_file',
+                   'auth_mechanism', 'certfile', 'keyfile', 'keyfile_password'),
+              odd_text())])
 
 
 def alter():
@@ -312,6 +317,9 @@ def alter():
         ('mandatory', odd_boolean()), ('persistent', odd_boolean()),
         ('key_window', pick('0', '1', '10')),
         ('rate_limit', pick('0', '100000')),
+        ('backlog_limit', pick('0', '100', '1000')),
+        ('role_backlog_limit_bytes', pick('0', '1MB', '1GB')),
+        ('backlog_action', pick('refuse', 'warn')), ('allow_list', odd_boolean()),
         ('dead_letter_holds_key', 'true')])
     return 'ALTER SERVER mes ' + options([(name, value)], pick('ADD ', 'SET '))
 
@@ -407,6 +415,12 @@ def operate():
         "SELECT amqp_outbox.replay('mes', id => %s)" % odd_integer(),
         "SELECT amqp_outbox.replay('mes', now() - interval '1 s', "
         "routing_key => %s)" % quote(odd_text()),
+        'SELECT amqp_outbox.%s(%s, %s, %s, %s)' % (
+            pick('allow', 'disallow'), quote(pick('mes', odd_text())),
+            pick("'public'", 'current_user', quote(odd_text())),
+            quote(pick('#', '*', '', odd_text())),
+            quote(pick('#', 'a.*', '', odd_text()))),
+        'SELECT * FROM amqp_outbox.backlog()',
         'SELECT * FROM amqp_outbox.latency(%s)' % quote(pick('mes', odd_text())),
         "SELECT amqp_outbox.pause('mes')", "SELECT amqp_outbox.resume('mes')",
         "SELECT amqp_outbox.resume('mes')", 'SELECT amqp_outbox.wake()',
