@@ -281,6 +281,18 @@ outbox_pipeline_read_end(const OutboxPipeline *pipeline, int64 horizon)
 	return after + 1 + Max((pipeline->damaged_id - after) / 2, 1);
 }
 
+/*
+ * Errors that a row will give whenever it is read: also one that was accepted
+ * in a session with another max_stack_depth, or under other rules.
+ */
+static bool
+outbox_pipeline_is_damage(int sqlerrcode)
+{
+	return sqlerrcode == ERRCODE_DATA_CORRUPTED ||
+		ERRCODE_TO_CATEGORY(sqlerrcode) == ERRCODE_DATA_EXCEPTION ||
+		ERRCODE_TO_CATEGORY(sqlerrcode) == ERRCODE_PROGRAM_LIMIT_EXCEEDED;
+}
+
 bool
 outbox_pipeline_recover(OutboxPipeline *pipeline, int sqlerrcode,
 						const char *message)
@@ -289,9 +301,7 @@ outbox_pipeline_recover(OutboxPipeline *pipeline, int sqlerrcode,
 
 	pipeline->reading = OUTBOX_READING_NOTHING;
 	if (reading == OUTBOX_READING_NOTHING ||
-		(sqlerrcode != ERRCODE_DATA_CORRUPTED &&
-		 sqlerrcode != ERRCODE_CHARACTER_NOT_IN_REPERTOIRE &&
-		 sqlerrcode != ERRCODE_UNTRANSLATABLE_CHARACTER))
+		!outbox_pipeline_is_damage(sqlerrcode))
 		return false;
 	if (pipeline->damage)
 		pfree(pipeline->damage);

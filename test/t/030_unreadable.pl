@@ -129,5 +129,21 @@ is( $node->safe_psql(
 	$on_page,
 	'those on the damaged page are dead letters');
 
-finish_node($node, errors => qr/unexpected chunk number|invalid page/);
+# Headers that are nested deeper than the worker may go, from a session that may.
+$node->safe_psql('postgres', <<'END');
+SET max_stack_depth = '7MB';
+SELECT amqp_publish('', 'q', 'x'::text, message_id => 'deep', headers =>
+	('{"a": ' || repeat('[', 12000) || repeat(']', 12000) || '}')::jsonb),
+	amqp_publish('', 'q', 'x'::text, message_id => 'shallow');
+END
+is(settle_and_take(), 'shallow', 'headers too deep for the worker: the next one arrives');
+is( $node->safe_psql(
+		'postgres',
+		"SELECT reason, last_error FROM amqp_outbox.dead_letter
+			WHERE message_id = 'deep'"),
+	'malformed|stack depth limit exceeded',
+	'headers too deep for the worker: a dead letter');
+
+finish_node($node,
+	errors => qr/unexpected chunk number|invalid page|stack depth limit/);
 done_testing();
