@@ -50,9 +50,6 @@ struct OutboxLedger
 	OutboxOrdering *ordering;
 };
 
-/* what a message occupies besides its body, roughly */
-#define OUTBOX_MESSAGE_OVERHEAD 512
-
 OutboxLedger *
 outbox_ledger_create(MemoryContext context, int size)
 {
@@ -75,12 +72,6 @@ outbox_ledger_at(OutboxLedger *ledger, uint64 position)
 {
 	Assert(position >= ledger->removed && position < ledger->added);
 	return &ledger->entries[position & ledger->mask];
-}
-
-static Size
-outbox_entry_bytes(const OutboxEntry *entry)
-{
-	return entry->message->body_len + OUTBOX_MESSAGE_OVERHEAD;
 }
 
 int
@@ -199,7 +190,7 @@ outbox_ledger_add_one(OutboxLedger *ledger, OutboxEntry *entry)
 {
 	const OutboxMessage *msg = entry->message;
 
-	ledger->bytes += outbox_entry_bytes(entry);
+	ledger->bytes += outbox_message_bytes(entry->message);
 	ledger->added++;
 	if (msg->unreadable)
 	{
@@ -555,7 +546,7 @@ outbox_ledger_remove(OutboxLedger *ledger, int n)
 			entry->key->failed -= entry->failed;
 			outbox_ordering_leave(ledger->ordering, entry->key);
 		}
-		ledger->bytes -= outbox_entry_bytes(entry);
+		ledger->bytes -= outbox_message_bytes(entry->message);
 		if (entry->last_of_batch)
 			MemoryContextDelete(entry->batch);
 		entry->message = NULL;

@@ -72,6 +72,21 @@ typedef struct OutboxMessage
 	struct amqp_basic_properties_t_ *properties;
 } OutboxMessage;
 
+/*
+ * Bytes that a message takes in the worker, rather too many than too few.  Its
+ * headers are there twice, and as an AMQP table, whose entries are structs,
+ * they take up to sixteen times as much as in jsonb.
+ */
+static inline Size
+outbox_message_bytes(const OutboxMessage *msg)
+{
+	Size		bytes = 512 + msg->body_len;
+
+	if (msg->headers)
+		bytes += 16 * (Size) VARSIZE(msg->headers);
+	return bytes;
+}
+
 /* What became of one attempt to deliver a message. */
 typedef enum OutboxOutcome
 {

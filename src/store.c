@@ -723,7 +723,8 @@ outbox_store_form_message(HeapTuple tuple, TupleDesc tupdesc,
 }
 
 /*
- * Form messages from the rows of the last result until one exceeds the bytes.
+ * Form messages from the rows of the last result until one exceeds the bytes, as
+ * outbox_message_bytes() counts them.
  * Large bodies are still TOAST pointers in the result, so that it is small.
  */
 static int
@@ -742,7 +743,7 @@ outbox_store_form_messages(MemoryContext context, Size max_bytes,
 													   server);
 
 		msg->deferred = deferred;
-		bytes += msg->body_len;
+		bytes += outbox_message_bytes(msg);
 		messages[n++] = msg;
 	}
 	MemoryContextSwitchTo(old_context);
