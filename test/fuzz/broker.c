@@ -68,8 +68,8 @@ outbox_clock_ms(void)
 }
 
 OutboxStream *
-outbox_stream_open(const char *host, int port, bool tls,
-				   const char *cacertfile)
+outbox_stream_open(const char *host, int port, const OutboxTlsOptions *tls,
+				   const char *key_password)
 {
 	return &stream;
 }
@@ -139,6 +139,7 @@ outbox_stream_report(const OutboxStream *s, OutboxStreamReport *report)
 {
 	memset(report, 0, sizeof(*report));
 	report->reached = OUTBOX_STREAM_OPEN;
+	report->loopback = true;	/* else no password is sent */
 }
 
 /*
@@ -375,6 +376,7 @@ disconnect(Run *run)
 static void
 connect_anew(Run *run)
 {
+	OutboxCredentials credentials = {.password = "password"};
 	size_t		at = stream.at;
 
 	disconnect(run);
@@ -382,7 +384,7 @@ connect_anew(Run *run)
 	stream.floods = stream.deaf = stream.gone = false;
 	stream.at = at;
 	run->deadline = clock_ms + run->server.connect_timeout * 1000;
-	run->transport = outbox_transport_start(&run->server, 0, "password",
+	run->transport = outbox_transport_start(&run->server, 0, &credentials,
 											"name");
 }
 
