@@ -183,6 +183,24 @@ SELECT how FROM taken;
 DELETE FROM traps.taken;
 
 --
+-- What a row's types do runs as who changes the row, and as nobody else
+--
+SET ROLE regress_outbox_mallory;
+CREATE TYPE traps.colour AS ENUM ('red');
+CREATE FUNCTION traps.as_json(traps.colour) RETURNS json
+	LANGUAGE sql AS $$ SELECT pg_catalog.to_json(traps.take('cast')) $$;
+CREATE CAST (traps.colour AS json) WITH FUNCTION traps.as_json;
+CREATE TABLE public.paint (colour traps.colour);
+GRANT ALL ON paint TO PUBLIC;
+CREATE TRIGGER publish AFTER INSERT ON public.paint
+	FOR EACH ROW EXECUTE FUNCTION amqp_publish_row('', 'q');
+SET ROLE regress_outbox_plain;
+INSERT INTO paint VALUES ('red');
+RESET ROLE;
+TABLE taken;
+DELETE FROM traps.taken;
+
+--
 -- With rights that were given on the tables
 --
 GRANT ALL ON ALL TABLES IN SCHEMA amqp_outbox TO regress_outbox_mallory;
@@ -241,6 +259,35 @@ SET ROLE regress_outbox_plain;
 SELECT amqp_publish('', 'q', 'x', idempotency_key => 'l') IS NOT NULL AS published;
 RESET ROLE;
 TABLE taken;
+
+--
+-- The name of a server that was dropped, to have its messages sent to a broker
+-- of one's own
+--
+CREATE SERVER erp FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://127.0.0.1:1', paused 'true');
+SELECT amqp_publish('', 'q', 'a secret', server => 'erp', message_id => 'former') IS NOT NULL AS published;
+WITH given_up AS (DELETE FROM amqp_outbox.outbox WHERE message_id = 'former' RETURNING *)
+INSERT INTO amqp_outbox.dead_letter SELECT *, 'nacked', 1, now(), now(), false, NULL, NULL, false
+	FROM given_up;
+DROP SERVER erp;
+GRANT USAGE ON FOREIGN DATA WRAPPER amqp_outbox TO regress_outbox_mallory;
+SET ROLE regress_outbox_mallory;
+CREATE SERVER IF NOT EXISTS mes FOREIGN DATA WRAPPER amqp_outbox;
+CREATE SERVER own FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://127.0.0.1:2', paused 'true');
+\set VERBOSITY default
+CREATE SERVER erp FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://127.0.0.1:2');
+\set VERBOSITY terse
+ALTER SERVER own RENAME TO erp;
+SELECT amqp_publish('', 'q', 'x', server => 'own') IS NOT NULL AS published;
+ALTER SERVER own RENAME TO erp;
+SELECT requeued_message_id FROM amqp_outbox.requeue();
+-- a superuser may, and whoever he gives it to
+RESET ROLE;
+CREATE SERVER erp FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://127.0.0.1:1', paused 'true');
+ALTER SERVER erp OWNER TO regress_outbox_mallory;
+SET ROLE regress_outbox_mallory;
+SELECT discarded_message_id FROM amqp_outbox.discard();
+RESET ROLE;
 
 --
 -- Keeping the tables to oneself

@@ -595,32 +595,54 @@ outbox_catalog_raise_largest(const char *relname, const List *server_keys,
 	}
 }
 
-bool
-outbox_catalog_has_undelivered(const char *server_name)
+/* The key of a server in a list, NIL if it has none. */
+static List *
+outbox_catalog_key_of(const char *server_name)
 {
 	Oid			relid = outbox_catalog_relid_if_exists("server_key");
 	NameData	server;
 	Relation	rel;
-	List	   *server_keys;
 	int32		server_key;
-	int64		written = 0;
-	int64		settled = 0;
-	int			leaf;
 
 	if (!OidIsValid(relid))
-		return false;
+		return NIL;
 	namestrcpy(&server, server_name);
 	rel = table_open(relid, AccessShareLock);
 	server_key = outbox_catalog_find_key(rel, &server);
 	table_close(rel, AccessShareLock);
-	if (server_key == 0)
-		return false;
+	return server_key == 0 ? NIL : list_make1_int(server_key);
+}
 
-	server_keys = list_make1_int(server_key);
+bool
+outbox_catalog_has_undelivered(const char *server_name)
+{
+	List	   *server_keys = outbox_catalog_key_of(server_name);
+	int64		written = 0;
+	int64		settled = 0;
+	int			leaf;
+
+	if (server_keys == NIL)
+		return false;
 	outbox_catalog_raise_largest("outbox", server_keys, NULL, &written, &leaf);
 	outbox_catalog_raise_largest("receipt", server_keys, NULL, &settled, &leaf);
 	return written > settled ||
 		outbox_catalog_largest_in("deferred", server_keys, NULL) > 0;
+}
+
+bool
+outbox_catalog_has_stored(const char *server_name)
+{
+	List	   *server_keys = outbox_catalog_key_of(server_name);
+	int64		largest = 0;
+	int			leaf;
+
+	if (server_keys == NIL)
+		return false;
+	outbox_catalog_raise_largest("outbox", server_keys, NULL, &largest, &leaf);
+	outbox_catalog_raise_largest("late", server_keys, NULL, &largest, &leaf);
+	return largest > 0 ||
+		outbox_catalog_largest_in("deferred", server_keys, NULL) > 0 ||
+		outbox_catalog_largest_in("dead_letter_item", server_keys, NULL) > 0;
 }
 
 static List *

@@ -105,6 +105,9 @@ extern void outbox_catalog_rename_server(const char *old_name,
 /* Whether messages to a server are neither delivered nor dead letters. */
 extern bool outbox_catalog_has_undelivered(const char *server_name);
 
+/* Whether messages of a server of that name are stored, in whatever state. */
+extern bool outbox_catalog_has_stored(const char *server_name);
+
 /* Write this database's identity unless the table holds one. */
 extern void outbox_catalog_claim_identity(void);
 

@@ -34,6 +34,7 @@
 #include "catalog/pg_trigger.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
+#include "foreign/foreign.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "tcop/utility.h"
@@ -349,6 +350,41 @@ outbox_statement_copy_rename(Node *parsetree)
 	return copyObject((RenameStmt *) parsetree);
 }
 
+/* The name that the statement gives to a server that has another or none. */
+static char *
+outbox_statement_new_server(Node *parsetree)
+{
+	char	   *name;
+
+	if (IsA(parsetree, CreateForeignServerStmt))
+		name = ((CreateForeignServerStmt *) parsetree)->servername;
+	else if (IsA(parsetree, RenameStmt) &&
+			 ((RenameStmt *) parsetree)->renameType == OBJECT_FOREIGN_SERVER)
+		name = ((RenameStmt *) parsetree)->newname;
+	else
+		return NULL;
+	/* IF NOT EXISTS */
+	return OidIsValid(get_foreign_server_oid(name, true)) ? NULL : pstrdup(name);
+}
+
+/*
+ * Messages go with the name of their server.  Those of one that was dropped are
+ * not for whoever takes its name next: he could have them sent to his broker.
+ */
+static void
+outbox_utility_check_name(const char *name)
+{
+	if (superuser() || !outbox_server_is_ours(name) ||
+		!outbox_catalog_has_stored(name))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied to name a server \"%s\"", name),
+			 errdetail("Messages of a former server \"%s\" are still stored.",
+					   name),
+			 errhint("Choose another name, or let a superuser create the server and give it to you.")));
+}
+
 /* A server that was renamed keeps its messages. */
 static void
 outbox_utility_after_rename(const RenameStmt *stmt)
@@ -431,6 +467,7 @@ outbox_utility_process(PlannedStmt *pstmt, const char *queryString,
 {
 	/* the statement may be gone when it has been executed */
 	RenameStmt *rename = outbox_statement_copy_rename(pstmt->utilityStmt);
+	char	   *new_server = outbox_statement_new_server(pstmt->utilityStmt);
 	bool		commits_prepared =
 		outbox_statement_commits_prepared(pstmt->utilityStmt);
 
@@ -445,6 +482,8 @@ outbox_utility_process(PlannedStmt *pstmt, const char *queryString,
 	outbox_utility_pass_on(pstmt, queryString, readOnlyTree, context, params,
 						   queryEnv, dest, qc);
 
+	if (new_server)
+		outbox_utility_check_name(new_server);
 	if (rename)
 		outbox_utility_after_rename(rename);
 	if (commits_prepared)
