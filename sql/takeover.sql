@@ -211,6 +211,8 @@ CREATE TRIGGER mallory BEFORE INSERT ON amqp_outbox.idempotency_key
 \set VERBOSITY terse
 CREATE TRIGGER mallory INSTEAD OF INSERT ON amqp_outbox.message
 	FOR EACH ROW EXECUTE FUNCTION traps.fire();
+CREATE OR REPLACE TRIGGER ignore_replicated BEFORE INSERT ON amqp_outbox.idempotency_key
+	FOR EACH ROW EXECUTE FUNCTION traps.fire();
 CREATE TABLE reference (k int REFERENCES amqp_outbox.server_key ON DELETE CASCADE);
 CREATE CONSTRAINT TRIGGER mallory AFTER INSERT ON amqp_outbox.inbox
 	DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION traps.fire();
