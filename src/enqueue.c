@@ -72,6 +72,7 @@ outbox_draft_init(OutboxDraft *draft, const char *of, const char *what)
 	draft->server = NULL;
 	draft->serverid = InvalidOid;
 	draft->publisher = InvalidOid;
+	draft->now = 0;
 	draft->delay = NULL;
 	draft->ttl = NULL;
 	draft->traceparent = NULL;
@@ -481,7 +482,8 @@ outbox_enqueue_new_id(TimestampTz now)
 Datum
 outbox_draft_make_id(OutboxDraft *draft)
 {
-	Datum		id = outbox_enqueue_new_id(GetCurrentTimestamp());
+	Datum		id = outbox_enqueue_new_id(draft->now != 0 ? draft->now :
+										   GetCurrentTimestamp());
 
 	outbox_draft_set(draft, OUTBOX_COL_MESSAGE_ID, id);
 	return id;
@@ -535,7 +537,7 @@ outbox_enqueue_admit(OutboxDraft *draft, Oid serverid)
 Datum
 outbox_enqueue(OutboxDraft *draft)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = draft->now != 0 ? draft->now : GetCurrentTimestamp();
 	Oid			serverid = draft->serverid;
 	Size		size;
 

@@ -29,6 +29,7 @@ typedef struct OutboxDraft
 	const char *server;			/* NULL: the default one */
 	Oid			serverid;		/* if it was chosen before, else InvalidOid */
 	Oid			publisher;		/* role; InvalidOid: the current one */
+	TimestampTz now;			/* when it is published; 0: now */
 	Datum		values[OUTBOX_NBUFFERED_COLUMNS];	/* see catalog.h */
 	bool		isnull[OUTBOX_NBUFFERED_COLUMNS];
 	const Interval *delay;		/* from now; NULL: none */

@@ -32,6 +32,7 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
 #include "enqueue.h"
@@ -286,6 +287,7 @@ outbox_row_fire(OutboxRowContext *context)
 	outbox_enqueue_precheck("amqp_publish_row()");
 	change.plan = outbox_row_plan(data, &context->option);
 	change.op = outbox_row_op(data->tg_event);
+	change.now = GetCurrentTimestamp();
 	nest_level = outbox_row_pin_settings();
 	if (TRIGGER_FIRED_FOR_ROW(data->tg_event))
 		outbox_row_for_row(data, &change);

@@ -112,6 +112,7 @@ outbox_row_publish(OutboxRowChange *change)
 	if (!OidIsValid(change->serverid))
 		change->serverid = outbox_server_choose(change->plan->options->server);
 	outbox_draft_init(&draft, "amqp_publish_row", "property");
+	draft.now = change->now;
 	outbox_row_set_properties(&draft, change);
 	key = change->plan->nkeys > 0 ? outbox_row_key(change) : NULL;
 	if (key != NULL)

@@ -12,6 +12,7 @@
 
 #include "executor/tuptable.h"
 #include "lib/stringinfo.h"
+#include "utils/timestamp.h"
 
 #include "row_plan.h"
 
@@ -23,6 +24,7 @@ typedef struct OutboxRowChange
 {
 	OutboxRowPlan *plan;
 	Oid			serverid;		/* chosen with the first message */
+	TimestampTz now;			/* when the trigger was called */
 	OutboxRowOp op;
 	TupleTableSlot *old_row;
 	TupleTableSlot *new_row;
