@@ -269,7 +269,7 @@ TABLE taken;
 CREATE SERVER erp FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://127.0.0.1:1', paused 'true');
 SELECT amqp_publish('', 'q', 'a secret', server => 'erp', message_id => 'former') IS NOT NULL AS published;
 WITH given_up AS (DELETE FROM amqp_outbox.outbox WHERE message_id = 'former' RETURNING *)
-INSERT INTO amqp_outbox.dead_letter SELECT *, 'nacked', 1, now(), now(), false, NULL, NULL, false
+INSERT INTO amqp_outbox.dead_letter_item SELECT *, 'nacked', 1, now(), now(), false, NULL, NULL, false
 	FROM given_up;
 DROP SERVER erp;
 GRANT USAGE ON FOREIGN DATA WRAPPER amqp_outbox TO regress_outbox_mallory;
