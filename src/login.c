@@ -12,8 +12,9 @@
  *
  * The mechanism is PLAIN, which every broker knows, with a password or with a
  * token (RabbitMQ's OAuth 2 takes it in that place); or EXTERNAL, where the TLS
- * certificate says who we are.  The password is kept until start-ok is queued, and the copies made here are wiped; that in the
- * wire's output buffer stays until other bytes take its place.
+ * certificate says who we are.  The password is kept until start-ok is queued,
+ * and the copies made here are wiped; that in the wire's output buffer stays
+ * until other bytes take its place.
  *
  *-------------------------------------------------------------------------
  */

@@ -269,9 +269,9 @@ outbox_option_text(const OutboxOption *option, char *value)
 	if (option->server_file && !is_absolute_path(value))
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-				 errmsg("invalid value for option \"%s\": \"%s\"",
-						option->name, value),
-				 errhint("Give an absolute path on the server.")));
+				 /* it could be the secret itself, given to the wrong option */
+				 errmsg("option \"%s\" must be an absolute path", option->name),
+				 errhint("Give the path on the server, beginning with a slash.")));
 	return value;
 }
 

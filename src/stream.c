@@ -6,13 +6,15 @@
  *
  * A stream passes through the states of OutboxStreamState in their order and
  * never back: RESOLVING (resolve.c), CONNECTING (TCP, each address in turn),
- * HANDSHAKING (only with TLS: tls.c), OPEN, FAILED.  Nobody waits here; the owner waits for what outbox_stream_sockets() and
- * outbox_stream_timeout() name and calls outbox_stream_advance().
+ * HANDSHAKING (only with TLS: tls.c), OPEN, FAILED.  Nobody waits here; the
+ * owner waits for what outbox_stream_sockets() and outbox_stream_timeout() name
+ * and calls outbox_stream_advance().
  *
  * A stream lives in the worker of its server, in a memory context of its own.
  * What does not come from palloc (the socket, the objects of OpenSSL and of
- * c-ares) is released by a reset callback of that context, so it goes with
- * the context whoever deletes that, error recovery included.
+ * c-ares) is released by reset callbacks of that context, so it goes with the
+ * context whoever deletes that, error recovery included.  They are called last
+ * made, first called: TLS says good-bye before the socket is closed.
  *
  *-------------------------------------------------------------------------
  */
@@ -111,9 +113,6 @@ release_stream(void *arg)
 
 	if (stream->resolver)
 		outbox_resolver_stop(stream->resolver);
-	if (stream->tls)
-		outbox_tls_release(stream->tls, stream->state == OUTBOX_STREAM_OPEN &&
-						   !stream->write_failed);
 	close_socket(stream);
 }
 

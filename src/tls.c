@@ -6,8 +6,8 @@
  * Files are read anew for every connection, so that certificates can be
  * exchanged under a running worker.
  *
- * Objects of OpenSSL are not from palloc: the owner releases them.  Code that
- * OpenSSL calls back must not allocate or raise errors: a longjmp through a
+ * Objects of OpenSSL are not from palloc: a reset callback of the memory
+ * context releases them.  Code that OpenSSL calls back must not allocate or raise errors: a longjmp through a
  * foreign library leaves it in pieces.
  *
  * The same process may have more of OpenSSL than this: PostgreSQL's own, with
@@ -27,6 +27,7 @@
 #include <openssl/x509v3.h>
 
 #include "storage/latch.h"
+#include "utils/memutils.h"
 
 #include "secret.h"
 #include "tls.h"
@@ -39,6 +40,7 @@
 
 struct OutboxTls
 {
+	MemoryContextCallback release;
 	char	   *host;
 	int			port;
 	SSL_CTX    *ctx;
@@ -49,6 +51,7 @@ struct OutboxTls
 	char		words[OUTBOX_FAILURE_DETAIL_LEN];	/* of take_tls_error() */
 	OutboxTrust refused;		/* for what the peer or OpenSSL said of it */
 	bool		open;			/* the handshake is complete */
+	bool		lost;			/* and the connection is no longer */
 	bool		read_wants_write;	/* what OpenSSL waits for, if that is */
 	bool		write_wants_read;	/* the opposite of what was asked */
 	char		subject[256];	/* of a certificate that was not accepted */
@@ -209,23 +212,31 @@ trust_of(long verified)
 	}
 }
 
-/* Of the chain that was accepted, the certificate that ends first. */
+/* Note the certificate if it ends before the one that is noted. */
+static void
+report_certificate(X509 *cert, OutboxTlsReport *report)
+{
+	char		subject[sizeof(report->subject)];
+	int			days_left;
+
+	describe_certificate(cert, subject, sizeof(subject), &days_left);
+	if (report->subject[0] != '\0' && days_left >= report->days_left)
+		return;
+	strlcpy(report->subject, subject, sizeof(report->subject));
+	report->days_left = days_left;
+}
+
+/* Of the chain that was accepted, and of ours, what ends first. */
 static void
 report_chain(const OutboxTls *tls, OutboxTlsReport *report)
 {
 	STACK_OF(X509) *chain = SSL_get0_verified_chain(tls->ssl);
-	char		subject[sizeof(report->subject)];
-	int			days_left;
+	X509	   *own = SSL_get_certificate(tls->ssl);
 
 	for (int i = 0; chain != NULL && i < sk_X509_num(chain); i++)
-	{
-		describe_certificate(sk_X509_value(chain, i), subject,
-							 sizeof(subject), &days_left);
-		if (i > 0 && days_left >= report->days_left)
-			continue;
-		strlcpy(report->subject, subject, sizeof(report->subject));
-		report->days_left = days_left;
-	}
+		report_certificate(sk_X509_value(chain, i), report);
+	if (own != NULL)
+		report_certificate(own, report);
 }
 
 void
@@ -291,8 +302,8 @@ typedef struct OutboxPassphrase
 } OutboxPassphrase;
 
 /*
- * OpenSSL wants a passphrase.  Without this it would ask at a terminal; what it
- * gets if there is none is no passphrase, not an empty one.
+ * OpenSSL wants a passphrase.  Without this it would ask at a terminal; what
+ * it gets if there is none is no passphrase, not an empty one.
  */
 static int
 give_passphrase(char *buf, int size, int rwflag, void *arg)
@@ -412,6 +423,24 @@ create_context(OutboxTls *tls, const OutboxTlsOptions *options,
 	return true;
 }
 
+/* The reset callback of the memory context. */
+static void
+release_tls(void *arg)
+{
+	OutboxTls  *tls = (OutboxTls *) arg;
+
+	if (tls->ssl)
+	{
+		/* a polite close_notify, if the socket takes it at once */
+		if (tls->open && !tls->lost)
+			(void) SSL_shutdown(tls->ssl);
+		SSL_free(tls->ssl);
+	}
+	if (tls->ctx)
+		SSL_CTX_free(tls->ctx);
+	ERR_clear_error();
+}
+
 OutboxTls *
 outbox_tls_create(const OutboxTlsOptions *options, const char *key_password,
 				  const char *host, int port, OutboxFailure *failure)
@@ -423,29 +452,14 @@ outbox_tls_create(const OutboxTlsOptions *options, const char *key_password,
 	tls->verify = options->verify == OUTBOX_VERIFY_PEER;
 	if (options->server_name)
 		tls->server_name = pstrdup(options->server_name);
+	tls->release.func = release_tls;
+	tls->release.arg = tls;
+	MemoryContextRegisterResetCallback(CurrentMemoryContext, &tls->release);
 	if (create_context(tls, options, failure) &&
 		(!tls->verify || load_authorities(tls, options, failure)) &&
 		load_certificate(tls, options, key_password, failure))
 		return tls;
-	outbox_tls_release(tls, false);
 	return NULL;
-}
-
-void
-outbox_tls_release(OutboxTls *tls, bool open)
-{
-	if (tls->ssl)
-	{
-		/* a polite close_notify, if the socket takes it at once */
-		if (open)
-			(void) SSL_shutdown(tls->ssl);
-		SSL_free(tls->ssl);
-	}
-	tls->ssl = NULL;
-	if (tls->ctx)
-		SSL_CTX_free(tls->ctx);
-	tls->ctx = NULL;
-	ERR_clear_error();
 }
 
 
@@ -575,6 +589,7 @@ tls_stalled(OutboxTls *tls, int result, int opposite_error, bool *opposite,
 	if (error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE)
 		return 0;
 
+	tls->lost = true;
 	if (tls_saw_eof(error, save_errno))
 		*detail = NULL;
 	else if (error == SSL_ERROR_SYSCALL)

@@ -35,7 +35,7 @@ typedef struct OutboxTlsOptions
 	char	   *cacertfile;		/* PEM; if neither is given, the system's */
 	char	   *cacertdir;		/* hashed, as "openssl rehash" makes it */
 	char	   *server_name;	/* instead of the host's, told and verified */
-	char	   *certfile;		/* PEM, ours and what is between it and the CA */
+	char	   *certfile;		/* PEM, ours, and those up to the CA */
 	char	   *keyfile;		/* PEM, of that; perhaps encrypted */
 } OutboxTlsOptions;
 
@@ -48,7 +48,7 @@ typedef enum OutboxTrust
 	OUTBOX_TRUST_NO_CA,			/* nobody that we trust has signed it */
 	OUTBOX_TRUST_NAME,			/* it is for another host */
 	OUTBOX_TRUST_OTHER,
-	OUTBOX_TRUST_NO_VERSION,	/* no version of TLS is allowed on both sides */
+	OUTBOX_TRUST_NO_VERSION,	/* that both sides allow */
 	OUTBOX_TRUST_NOT_US			/* the broker does not accept our certificate,
 								 * or demands one */
 } OutboxTrust;
@@ -64,18 +64,16 @@ typedef struct OutboxTlsReport
 } OutboxTlsReport;
 
 /*
- * Make ready for host, in CurrentMemoryContext: read what files there are.
- * key_password is for the keyfile, NULL if it needs none.  What is needed later
- * is copied.  NULL, with *failure, if that cannot be done.
- * Whoever owns the context calls outbox_tls_release() before it goes.
+ * Make ready for host: read what files there are.  It goes with
+ * CurrentMemoryContext, and a connection that is open then is told good-bye if
+ * the socket, which must still be there, takes that at once.  key_password is
+ * for the keyfile, NULL if that needs none.  What is needed later is copied.
+ * NULL, with *failure, if there can be no TLS.
  */
 extern OutboxTls *outbox_tls_create(const OutboxTlsOptions *options,
 									const char *key_password,
 									const char *host, int port,
 									OutboxFailure *failure);
-
-/* A connection that is open is told good-bye if the socket takes that at once. */
-extern void outbox_tls_release(OutboxTls *tls, bool open);
 
 /*
  * Begin on a socket that is connected.  The certificate must be for the name

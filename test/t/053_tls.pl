@@ -13,6 +13,7 @@ use AmqpOutboxTest;
 use File::Copy qw(copy);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
+use POSIX qw(strftime);
 use Test::More;
 
 my $dir = PostgreSQL::Test::Utils::tempdir();
@@ -50,12 +51,16 @@ sub make_ca
 }
 
 # $name.pem and $name.key.  Parameters: ca; names, for subjectAltName; from and
-# to, years.
+# to, beginnings of years, or days, a life from now on.
 sub make_certificate
 {
 	my ($name, %params) = @_;
 	my $ca = $params{ca} // 'ours';
-	my ($from, $to) = ($params{from} // 2020, $params{to} // 2090);
+	my ($from, $to) =
+	  map { "${_}0101000000Z" } $params{from} // 2020, $params{to} // 2090;
+
+	$to = strftime('%Y%m%d%H%M%SZ', gmtime(time() + 86400 * $params{days}))
+	  if $params{days};
 
 	append_to_file("$dir/$name.ext",
 		'subjectAltName = ' . ($params{names} // 'DNS:localhost') . "\n");
@@ -65,7 +70,7 @@ sub make_certificate
 	openssl('ca', '-batch', '-notext', '-config', "$dir/ca.cnf",
 		'-cert', "$dir/$ca.pem", '-keyfile', "$dir/$ca.key",
 		'-in', "$dir/$name.csr", '-extfile', "$dir/$name.ext",
-		'-startdate', "${from}0101000000Z", '-enddate', "${to}0101000000Z",
+		'-startdate', $from, '-enddate', $to,
 		'-out', "$dir/$name.pem");
 	chmod(0600, "$dir/$name.key") or die "chmod: $!";
 	return;
@@ -91,6 +96,7 @@ make_certificate('expired', to => 2021);
 make_certificate('early', from => 2080);
 make_certificate('client', ca => 'clients');
 make_certificate('stranger', ca => 'other');
+make_certificate('soon', ca => 'clients', days => 10.5);
 make_certificate('late', ca => 'clients', to => 2021);
 openssl('ec', '-aes256', '-passout', 'pass:Sesame8', '-in', "$dir/client.key",
 	'-out', "$dir/encrypted.key");
@@ -291,9 +297,13 @@ refused('another name than the certificate',
 
 refused('expired', at('expired'), qr/$unverified.*expired/, $back, qr/Renew the certificate/);
 refused('not yet valid', at('early'), qr/$unverified.*not yet valid/, $back, qr/clocks/);
-refused('unknown authority',
-	sub { server("SET cacertfile '$dir/other.pem'"); },
-	qr/$unverified/, sub { server("SET cacertfile '$dir/ca.pem'"); }, qr/cacertfile/);
+foreach my $name ('unknown authority', 'the same mistake again')
+{
+	refused($name,
+		sub { server("SET cacertfile '$dir/other.pem'"); },
+		qr/$unverified/, sub { server("SET cacertfile '$dir/ca.pem'"); },
+		qr/cacertfile/);
+}
 
 # The broker closes the connection.
 sub lose_connection
@@ -421,6 +431,14 @@ like(
 		FROM amqp_outbox.doctor('mes') WHERE check_name IN ('tls', 'login')"),
 	qr/^login ok tls ok$/, 'the doctor has certificate, key and passphrase as well');
 
+put('soon.pem', 'mes.pem', 0644);
+put('soon.key', 'mes.key');
+like(
+	sql("SELECT result || ' ' || finding FROM amqp_outbox.doctor('mes')
+		WHERE check_name = 'tls'"),
+	qr/^warning TLSv1\.3; .*"\/CN=soon" is valid for 10 more days/,
+	'the doctor warns of a certificate of ours that ends soon');
+
 #
 # Beside the server's own TLS
 #
@@ -429,6 +447,8 @@ my $own = 'host=127.0.0.1 port=' . $node->port . ' dbname=postgres sslmode=requi
 
 sub own_tls { return $node->safe_psql('postgres', shift, connstr => $own); }
 
+put('client.pem', 'mes.pem', 0644);
+put('client.key', 'mes.key');
 is(own_tls('SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()'),
 	't', 'a session over TLS');
 $number++;

@@ -336,6 +336,25 @@ ok(stop_load($load), 'no session noticed');
 wait_settled($node, 'postgres');
 check_account(committed($node, 'postgres'), $broker->received('q'), 'renewed');
 
+# and one that ends while a message is on its way, which is waited for
+my $proxy = AmqpOutboxPeer::Proxy->new($tls_port);
+
+put('token', make_token(6));
+server("SET uri 'amqps://localhost:" . $proxy->port . "'");
+wait_for($node, 'postgres',
+	"SELECT state = 'connected' AND host LIKE '%:" . $proxy->port . "'
+		FROM amqp_outbox.server_status", 'a connection through the proxy');
+$proxy->hold;
+publish();
+wait_for($node, 'postgres',
+	'SELECT in_flight = 1 FROM amqp_outbox.server_status', 'a message on its way');
+put('token', make_token(3600));
+wait_state($node, 'postgres', 'mes', 'draining');
+$proxy->forward;
+arrives('renewed while it was on its way');
+wait_state($node, 'postgres', 'mes', 'connected');
+server("SET uri 'amqps://localhost:$tls_port'");
+
 # nobody renews it: the status says so while there is time, and it goes on when
 # somebody has
 put('token', make_token(8));
