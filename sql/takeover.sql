@@ -303,6 +303,18 @@ LOCK TABLE amqp_outbox.topology IN ROW EXCLUSIVE MODE;
 ROLLBACK;
 RESET ROLE;
 
+--
+-- Getting rid of them
+--
+SET ROLE regress_outbox_mallory;
+DROP EXTENSION amqp_outbox CASCADE;
+\set VERBOSITY default
+\set SHOW_CONTEXT never
+SET client_min_messages = error;
+DROP SCHEMA public CASCADE;
+RESET ROLE;
+SELECT count(*) FROM amqp_outbox.message WHERE status = 'pending';
+
 \c :old_database
 DROP DATABASE regress_outbox_takeover WITH (FORCE);
 DROP ROLE regress_outbox_mallory, regress_outbox_plain;

@@ -48,6 +48,8 @@ outbox_proc_pid(int procno)
 	object_ownercheck(ForeignServerRelationId, (serverid), (userid))
 #define outbox_owns_relation(relid, userid) \
 	object_ownercheck(RelationRelationId, (relid), (userid))
+#define outbox_owns_extension(extensionid, userid) \
+	object_ownercheck(ExtensionRelationId, (extensionid), (userid))
 #else
 #define outbox_owns_database(dboid, userid) \
 	pg_database_ownercheck((dboid), (userid))
@@ -55,6 +57,8 @@ outbox_proc_pid(int procno)
 	pg_foreign_server_ownercheck((serverid), (userid))
 #define outbox_owns_relation(relid, userid) \
 	pg_class_ownercheck((relid), (userid))
+#define outbox_owns_extension(extensionid, userid) \
+	pg_extension_ownercheck((extensionid), (userid))
 #endif
 
 /* Since 16 a file has a number, and since 17 REINDEX says who asked. */

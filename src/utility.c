@@ -13,7 +13,8 @@
  *
  * A server with undelivered messages cannot be dropped, by whatever statement,
  * but together with the extension.  What was declared for its broker goes with
- * it.  Nobody but the owner of our tables has triggers on them.
+ * it.  Nobody but the owner of our tables has triggers on them, and nobody but
+ * that of the extension drops it, also by dropping the schema it is in.
  *
  * Runs in every backend.
  *
@@ -30,10 +31,12 @@
 #include "catalog/objectaccess.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_extension.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_trigger.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
+#include "commands/extension.h"
 #include "foreign/foreign.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
@@ -268,6 +271,24 @@ outbox_utility_drop_server(Oid serverid)
 }
 
 /*
+ * DROP SCHEMA ... CASCADE asks for no right on what is in the schema.  That of
+ * amqp_publish() often is public, which is the database owner's; our tables are
+ * not, nor the messages in them.
+ */
+static void
+outbox_utility_drop_extension(Oid extension)
+{
+	if (extension != get_extension_oid(OUTBOX_EXTENSION, true) ||
+		outbox_owns_extension(extension, GetUserId()))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("must be owner of extension %s", OUTBOX_EXTENSION),
+			 errdetail("Its tables, and the messages in them, would go with the schema."),
+			 errhint("Let a superuser drop the extension first.")));
+}
+
+/*
  * Triggers
  */
 
@@ -324,6 +345,8 @@ outbox_utility_object_access(ObjectAccessType access, Oid classId,
 
 	if (access == OAT_DROP && classId == ForeignServerRelationId)
 		outbox_utility_drop_server(objectId);
+	else if (access == OAT_DROP && classId == ExtensionRelationId)
+		outbox_utility_drop_extension(objectId);
 	else if (access == OAT_POST_CREATE && classId == TriggerRelationId)
 		outbox_utility_create_trigger(objectId);
 }
