@@ -16,6 +16,10 @@ DROP FOREIGN DATA WRAPPER regress_other CASCADE;
 SELECT * FROM amqp_outbox.doctor('mes', repeat('x', 256));
 SELECT * FROM amqp_outbox.doctor('mes', E'plant\n');
 
+-- nobody to log in as
+SELECT result, finding, what_to_do
+	FROM amqp_outbox.doctor('mes') WHERE check_name = 'login';
+
 -- it is the owner's
 CREATE ROLE regress_outbox_owner;
 CREATE ROLE regress_outbox_publisher;
@@ -28,17 +32,34 @@ SELECT check_name, host, result, finding, what_to_do
 	FROM amqp_outbox.doctor('mes') WHERE check_name <> 'worker';
 RESET ROLE;
 
--- a password that cannot be read; what is not committed is examined
-BEGIN;
-CREATE USER MAPPING FOR PUBLIC SERVER mes
-	OPTIONS (user 'u', password_file '/no/such/file');
-SELECT check_name, result, finding, what_to_do
+-- an owner who is not a superuser brings credentials of his own, and can have
+-- those of nobody else sent to a host that he names
+CREATE VIEW login AS SELECT result, finding, what_to_do
 	FROM amqp_outbox.doctor('mes') WHERE check_name = 'login';
+CREATE USER MAPPING FOR PUBLIC SERVER mes OPTIONS (user 'u', password 'a secret');
+CREATE USER MAPPING FOR regress_outbox_publisher SERVER mes
+	OPTIONS (user 'u', password 'a secret');
+TABLE login;
+CREATE USER MAPPING FOR regress_outbox_owner SERVER mes OPTIONS (user 'u');
+TABLE login;
+ALTER USER MAPPING FOR regress_outbox_owner SERVER mes OPTIONS (ADD password '');
+TABLE login;
+ALTER USER MAPPING FOR regress_outbox_owner SERVER mes
+	OPTIONS (DROP password, ADD password_file '/no/such/file');
+TABLE login;
+
+-- a password that cannot be read; what is not committed is examined
+GRANT pg_read_server_files TO regress_outbox_owner;
+BEGIN;
+ALTER USER MAPPING FOR regress_outbox_owner SERVER mes
+	OPTIONS (SET password_file '/nor/this');
+TABLE login;
 ROLLBACK;
+TABLE login;
 
 -- nobody listens there
-CREATE USER MAPPING FOR PUBLIC SERVER mes
-	OPTIONS (user 'u', password 'a secret');
+ALTER USER MAPPING FOR regress_outbox_owner SERVER mes
+	OPTIONS (DROP password_file, ADD password 'a secret');
 SET ROLE regress_outbox_owner;
 SELECT check_name, host, result, finding, what_to_do
 	FROM amqp_outbox.doctor('mes', 'plant') WHERE check_name <> 'worker';
@@ -52,5 +73,6 @@ SELECT DISTINCT check_name, host, result
 	ORDER BY 1, 2;
 ROLLBACK;
 
+\set VERBOSITY terse
 DROP EXTENSION amqp_outbox CASCADE;
 DROP ROLE regress_outbox_owner, regress_outbox_publisher;

@@ -243,6 +243,7 @@ outbox_chart_take_order(OutboxChart *chart)
 	outbox_chart_take_text(&server->tls_options.keyfile, &strings);
 	server->password = server->password_file = server->token_file = NULL;
 	server->keyfile_password = server->keyfile_password_file = NULL;
+	server->refusal = server->refusal_detail = NULL;
 	server->hosts = palloc(server->nhosts * sizeof(OutboxHost));
 	for (int i = 0; i < server->nhosts; i++)
 	{

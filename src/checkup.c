@@ -359,6 +359,8 @@ outbox_checkup_credentials(OutboxCheckup *checkup)
 		return true;
 	if (failure.sqlerrcode == ERRCODE_UNDEFINED_OBJECT)
 		what_to_do = "CREATE USER MAPPING FOR PUBLIC SERVER ... OPTIONS (user '...', password '...') makes one.";
+	else if (failure.sqlerrcode == ERRCODE_INSUFFICIENT_PRIVILEGE)
+		what_to_do = "Give the server's owner a user mapping with a user and a password of his own, or give the server to a superuser.";
 	else if (failure.sqlerrcode == ERRCODE_CONFIG_FILE_ERROR)
 		what_to_do = "Correct the option of the user mapping that names the file, or the file's permissions; the server process must be able to read the file.";
 	else

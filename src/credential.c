@@ -35,11 +35,15 @@ outbox_credential_line(const char *path, const char *what,
 	len = strcspn(contents, "\r\n");
 	line = pnstrdup(contents, len);
 	outbox_secret_forget(contents);
-	if (len <= OUTBOX_PASSWORD_MAX)
+	if (len > 0 && len <= OUTBOX_PASSWORD_MAX)
 		return line;
-	outbox_failure_set(failure, ERRCODE_CONFIG_FILE_ERROR, NULL,
-					   "the first line of %s \"%s\" has more than %d bytes",
-					   what, path, OUTBOX_PASSWORD_MAX);
+	if (len == 0)
+		outbox_failure_set(failure, ERRCODE_CONFIG_FILE_ERROR, NULL,
+						   "the first line of %s \"%s\" is empty", what, path);
+	else
+		outbox_failure_set(failure, ERRCODE_CONFIG_FILE_ERROR, NULL,
+						   "the first line of %s \"%s\" has more than %d bytes",
+						   what, path, OUTBOX_PASSWORD_MAX);
 	outbox_secret_forget(line);
 	return NULL;
 }
@@ -110,6 +114,12 @@ outbox_credentials_read(const OutboxServer *server,
 						OutboxFailure *failure)
 {
 	memset(credentials, 0, sizeof(*credentials));
+	if (server->refusal)
+	{
+		outbox_failure_set(failure, ERRCODE_INSUFFICIENT_PRIVILEGE,
+						   server->refusal_detail, "%s", server->refusal);
+		return false;
+	}
 	if (server->user == NULL && server->token_file == NULL &&
 		server->mechanism != OUTBOX_MECHANISM_EXTERNAL)
 	{

@@ -19,8 +19,9 @@ typedef struct OutboxCredentials
 
 /*
  * The options' own, or out of the files that they name; palloc'd.  False, with
- * *failure, if there is no user mapping that says who we are, a file cannot be
- * used, or the token is out of date.
+ * *failure, if there is no user mapping that says who we are (42704), it is not the
+ * server owner's own (42501), a file cannot be used (F0000), or the token is out
+ * of date (28P01).
  */
 extern bool outbox_credentials_read(const OutboxServer *server,
 									OutboxCredentials *credentials,

@@ -13,8 +13,8 @@
  * The mechanism is PLAIN, which every broker knows, with a password or with a
  * token (RabbitMQ's OAuth 2 takes it in that place); or EXTERNAL, where the TLS
  * certificate says who we are.  The password is kept until start-ok is queued,
- * and the copies made here are wiped; that in the wire's output buffer stays
- * until other bytes take its place.
+ * and the copies made here are wiped; that in the wire's output buffer when the
+ * broker has accepted it.
  *
  *-------------------------------------------------------------------------
  */
@@ -366,6 +366,7 @@ answer_tune(OutboxLogin *login, OutboxWire *wire,
 		login->heartbeat = tighter_limit(login->heartbeat, tune->heartbeat);
 	login->channel_max = tighter_limit(OUTBOX_CHANNEL_MAX, tune->channel_max);
 	login->state = OUTBOX_LOGIN_AWAIT_OPEN;
+	outbox_wire_wipe_sent(wire);
 	outbox_wire_set_frame_max(wire, login->frame_max);
 
 	tune_ok.channel_max = login->channel_max;

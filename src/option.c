@@ -28,6 +28,7 @@
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "utils/acl.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"
@@ -371,19 +372,20 @@ outbox_option_apply(OutboxServer *server, const OutboxOption *option,
  * URI
  */
 
+/*
+ * The value is not repeated, here and for hosts: one that is wrong may hold a
+ * password wherever.
+ */
 static void
-outbox_uri_invalid(const char *uri, const char *detail)
+outbox_uri_invalid(const char *detail)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-	/* not what might be a parameter: it could be a secret */
-			 errmsg("invalid value for option \"uri\": \"%.*s\"",
-					(int) strcspn(uri, "?#"), uri),
+			 errmsg("invalid value for option \"uri\""),
 			 errdetail("%s", detail),
 			 errhint("Write amqp://host:port/vhost, or amqps:// for TLS; several hosts are separated by commas.")));
 }
 
-/* The same, when the value may hold a password: it is not repeated. */
 static void
 outbox_uri_has_credentials(const char *option)
 {
@@ -404,7 +406,7 @@ hex_digit(char c)
 }
 
 static char *
-outbox_uri_decode(const char *uri, const char *part)
+outbox_uri_decode(const char *part)
 {
 	StringInfoData result;
 
@@ -422,12 +424,12 @@ outbox_uri_decode(const char *uri, const char *part)
 		high = hex_digit(part[1]);
 		low = high < 0 ? -1 : hex_digit(part[2]);
 		if (low < 0 || high + low == 0)
-			outbox_uri_invalid(uri, "A percent sign must be followed by two hexadecimal digits other than 00.");
+			outbox_uri_invalid("A percent sign must be followed by two hexadecimal digits other than 00.");
 		appendStringInfoChar(&result, (char) (high * 16 + low));
 		part += 2;
 	}
 	if (!pg_verifymbstr(result.data, result.len, true))
-		outbox_uri_invalid(uri, "The virtual host is not valid in the encoding of the database.");
+		outbox_uri_invalid("The virtual host is not valid in the encoding of the database.");
 	return result.data;
 }
 
@@ -454,13 +456,13 @@ outbox_uri_parse(const char *uri, OutboxTarget *address)
 	}
 	else
 	{
-		outbox_uri_invalid(uri, "The scheme is neither amqp nor amqps.");
+		outbox_uri_invalid("The scheme is neither amqp nor amqps.");
 		return;
 	}
 	if (strchr(rest, '@'))
 		outbox_uri_has_credentials("uri");
 	if (strpbrk(rest, "?#"))
-		outbox_uri_invalid(uri, "Parameters are options of the server, not parts of the URI.");
+		outbox_uri_invalid("Parameters are options of the server, not parts of the URI.");
 
 	address->hosts = pstrdup(rest);
 	slash = strchr(address->hosts, '/');
@@ -468,10 +470,10 @@ outbox_uri_parse(const char *uri, OutboxTarget *address)
 		return;
 	*slash++ = '\0';
 	if (strchr(slash, '/'))
-		outbox_uri_invalid(uri, "A slash in the name of a virtual host is written %2F.");
+		outbox_uri_invalid("A slash in the name of a virtual host is written %2F.");
 	if (*slash == '\0')
-		outbox_uri_invalid(uri, "The virtual host is empty; leave the last slash out for the virtual host \"/\".");
-	address->vhost = outbox_uri_decode(uri, slash);
+		outbox_uri_invalid("The virtual host is empty; leave the last slash out for the virtual host \"/\".");
+	address->vhost = outbox_uri_decode(slash);
 }
 
 /*
@@ -479,17 +481,17 @@ outbox_uri_parse(const char *uri, OutboxTarget *address)
  */
 
 static void
-outbox_host_invalid(const char *hosts, const char *detail)
+outbox_host_invalid(const char *detail)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-			 errmsg("invalid list of hosts: \"%s\"", hosts),
+			 errmsg("invalid list of hosts"),
 			 errdetail("%s", detail),
 			 errhint("Give a name or an address, or several separated by commas, each with :port if it has one of its own; an IPv6 address stands in brackets.")));
 }
 
 static int
-outbox_host_port(const char *hosts, const char *port)
+outbox_host_port(const char *port)
 {
 	char	   *end;
 	long		value;
@@ -498,13 +500,13 @@ outbox_host_port(const char *hosts, const char *port)
 	value = strtol(port, &end, 10);
 	if (!isdigit((unsigned char) port[0]) || *end != '\0' || errno != 0 ||
 		value < 1 || value > 65535)
-		outbox_host_invalid(hosts, "A port is a number from 1 to 65535.");
+		outbox_host_invalid("A port is a number from 1 to 65535.");
 	return (int) value;
 }
 
 /* One element: name, name:port, [address], [address]:port. */
 static OutboxHost
-outbox_host_parse(const char *hosts, char *element, int default_port)
+outbox_host_parse(char *element, int default_port)
 {
 	OutboxHost	host = {.name = element,.port = default_port};
 	char	   *colon;
@@ -514,7 +516,7 @@ outbox_host_parse(const char *hosts, char *element, int default_port)
 		char	   *bracket = strchr(element, ']');
 
 		if (bracket == NULL || (bracket[1] != '\0' && bracket[1] != ':'))
-			outbox_host_invalid(hosts, "A bracket is not closed.");
+			outbox_host_invalid("A bracket is not closed.");
 		host.name = element + 1;
 		*bracket = '\0';
 		colon = bracket[1] == ':' ? bracket + 1 : NULL;
@@ -523,21 +525,23 @@ outbox_host_parse(const char *hosts, char *element, int default_port)
 	{
 		colon = strchr(element, ':');
 		if (colon && strchr(colon + 1, ':'))
-			outbox_host_invalid(hosts, "An IPv6 address must stand in brackets.");
+			outbox_host_invalid("An IPv6 address must stand in brackets.");
 	}
 	if (colon)
 	{
 		*colon = '\0';
-		host.port = outbox_host_port(hosts, colon + 1);
+		host.port = outbox_host_port(colon + 1);
 	}
 	if (host.name[0] == '\0')
-		outbox_host_invalid(hosts, "A host is empty.");
+		outbox_host_invalid("A host is empty.");
 	if (strlen(host.name) > 253)
-		outbox_host_invalid(hosts, "A host name has at most 253 bytes.");
+		outbox_host_invalid("A host name has at most 253 bytes.");
+	/* colons, and a percent sign before a zone, only where brackets were */
 	for (const char *c = host.name; *c; c++)
 	{
-		if (!isalnum((unsigned char) *c) && strchr("-._:%", *c) == NULL)
-			outbox_host_invalid(hosts, "A host name consists of letters, digits, hyphens, underscores and dots.");
+		if (!isalnum((unsigned char) *c) &&
+			strchr(host.name > element ? "-._:%" : "-._", *c) == NULL)
+			outbox_host_invalid("A host name consists of letters, digits, hyphens, underscores and dots.");
 	}
 	return host;
 }
@@ -567,8 +571,7 @@ outbox_host_parse_list(OutboxServer *server, const char *hosts,
 		for (int end = strlen(element);
 			 end > 0 && isspace((unsigned char) element[end - 1]);)
 			element[--end] = '\0';
-		server->hosts[server->nhosts++] = outbox_host_parse(hosts, element,
-															default_port);
+		server->hosts[server->nhosts++] = outbox_host_parse(element, default_port);
 		element = comma;
 	}
 }
@@ -893,11 +896,19 @@ outbox_option_find_mapping(Oid userid, Oid serverid, List **options)
 	Datum		datum;
 	bool		isnull;
 
+	*options = NIL;
 	if (!HeapTupleIsValid(tuple))
 		return false;
 	datum = SysCacheGetAttr(USERMAPPINGUSERSERVER, tuple,
 							Anum_pg_user_mapping_umoptions, &isnull);
-	*options = isnull ? NIL : untransformRelOptions(datum);
+	if (!isnull)
+	{
+		ArrayType  *copy = DatumGetArrayTypePCopy(datum);
+
+		*options = untransformRelOptions(PointerGetDatum(copy));
+		explicit_bzero(copy, VARSIZE(copy));
+		pfree(copy);
+	}
 	ReleaseSysCache(tuple);
 	return true;
 }
@@ -921,11 +932,104 @@ outbox_option_of_mapping(const char *server, Oid userid)
 	return options;
 }
 
+/* The option of a mapping that names a file of the server, NULL if none does. */
+static const char *
+outbox_option_names_file(List *mapping)
+{
+	ListCell   *lc;
+
+	foreach(lc, mapping)
+	{
+		DefElem    *def = lfirst_node(DefElem, lc);
+		const OutboxOption *option = outbox_option_find(def->defname,
+														UserMappingRelationId);
+
+		if (option && option->server_file)
+			return option->name;
+	}
+	return NULL;
+}
+
+/*
+ * Whose credentials are they?  The owner of a server can have them sent to a
+ * host of his.
+ */
+static void
+outbox_option_check_owner(OutboxServer *server, Oid owner, bool own_mapping,
+						  List *mapping)
+{
+	const char *file = outbox_option_names_file(mapping);
+
+	if (superuser_arg(owner))
+		return;
+	if (!own_mapping)
+	{
+		server->refusal = "the server's owner has no user mapping";
+		server->refusal_detail = "The owner is not a superuser: a mapping for PUBLIC is not used.";
+	}
+	else if (file && !has_privs_of_role(owner, ROLE_PG_READ_SERVER_FILES))
+	{
+		server->refusal = psprintf("option \"%s\" cannot be used for the server's owner",
+								   file);
+		server->refusal_detail = "The owner could have the contents of the file sent to any host, and has not the rights of pg_read_server_files.";
+	}
+	else if (file == NULL &&
+			 (server->password == NULL || server->password[0] == '\0'))
+	{
+		server->refusal = "the user mapping of the server's owner has no password";
+		server->refusal_detail = "The owner is not a superuser, and must bring one.";
+	}
+}
+
 /* AMQP text is UTF-8. */
 static char *
 outbox_option_utf8(char *value)
 {
 	return value ? pg_server_to_any(value, strlen(value), PG_UTF8) : NULL;
+}
+
+/* A secret as UTF-8; the former copy is wiped. */
+static char *
+outbox_option_secret_utf8(char *value)
+{
+	char	   *utf8 = outbox_option_utf8(value);
+
+	if (utf8 != value)
+		explicit_bzero(value, strlen(value));
+	return utf8;
+}
+
+static void
+outbox_option_forget(void *arg)
+{
+	OutboxServer *server = arg;
+
+	if (server->password)
+		explicit_bzero(server->password, strlen(server->password));
+	if (server->keyfile_password)
+		explicit_bzero(server->keyfile_password,
+					   strlen(server->keyfile_password));
+}
+
+static void
+outbox_option_load_mapping(OutboxServer *server, Oid owner)
+{
+	MemoryContextCallback *forget = palloc0(sizeof(MemoryContextCallback));
+	List	   *mapping;
+	bool		own = outbox_option_find_mapping(owner, server->serverid,
+												 &mapping);
+
+	forget->func = outbox_option_forget;
+	forget->arg = server;
+	MemoryContextRegisterResetCallback(CurrentMemoryContext, forget);
+	if (!own && superuser_arg(owner))
+		(void) outbox_option_find_mapping(InvalidOid, server->serverid,
+										  &mapping);
+	outbox_option_parse_mapping(server, mapping);
+	outbox_option_check_owner(server, owner, own, mapping);
+	server->user = outbox_option_utf8(server->user);
+	server->password = outbox_option_secret_utf8(server->password);
+	server->keyfile_password = outbox_option_secret_utf8(server->keyfile_password);
 }
 
 OutboxServer *
@@ -934,7 +1038,6 @@ outbox_option_load(Oid serverid)
 	ForeignServer *foreign = GetForeignServerExtended(serverid,
 													  FSV_MISSING_OK);
 	OutboxServer *server;
-	List	   *mapping = NIL;
 
 	if (foreign == NULL)
 		return NULL;
@@ -944,13 +1047,8 @@ outbox_option_load(Oid serverid)
 	server->serverid = serverid;
 	server->name = foreign->servername;
 	outbox_option_parse_server(server, foreign->options);
-	if (outbox_option_find_mapping(foreign->owner, serverid, &mapping) ||
-		outbox_option_find_mapping(InvalidOid, serverid, &mapping))
-		outbox_option_parse_mapping(server, mapping);
 	server->vhost = outbox_option_utf8(server->vhost);
-	server->user = outbox_option_utf8(server->user);
-	server->password = outbox_option_utf8(server->password);
-	server->keyfile_password = outbox_option_utf8(server->keyfile_password);
+	outbox_option_load_mapping(server, foreign->owner);
 	return server;
 }
 
@@ -1002,7 +1100,8 @@ outbox_option_same_connection(const OutboxServer *a, const OutboxServer *b)
 		a->frame_max == b->frame_max &&
 		a->allow_plaintext == b->allow_plaintext &&
 		outbox_option_same_tls(&a->tls_options, &b->tls_options) &&
-		outbox_option_same_credentials(a, b);
+		outbox_option_same_credentials(a, b) &&
+		outbox_text_equal(a->refusal, b->refusal);
 }
 
 /* One option of a server as it stands, NULL if it is not given. */

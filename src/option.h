@@ -70,6 +70,8 @@ typedef struct OutboxServer
 	char	   *token_file;
 	char	   *keyfile_password;	/* at most one of these two */
 	char	   *keyfile_password_file;
+	const char *refusal;		/* why nobody logs in with these; NULL: go on */
+	const char *refusal_detail;
 	int			heartbeat;		/* seconds, 0 for none */
 	int			connect_timeout;	/* seconds, until login is complete */
 	int			confirm_timeout;	/* seconds */
@@ -91,8 +93,15 @@ typedef struct OutboxServer
 
 /*
  * Options of a foreign server that uses our wrapper, or NULL if there is no
- * such server (any more).  Credentials are those of the server owner's user
- * mapping, else of PUBLIC's, and no other's.  Needs a transaction.
+ * such server (any more).  Needs a transaction.
+ *
+ * Credentials are those of the server owner's user mapping, else of PUBLIC's,
+ * and no other's.  An owner who is not a superuser says which host they are
+ * sent to, so they must be his own: those of his own mapping, with a password,
+ * or out of files if he has the rights of pg_read_server_files.  If not, refusal
+ * says so.
+ *
+ * The password is wiped when the context goes.
  */
 extern OutboxServer *outbox_option_load(Oid serverid);
 

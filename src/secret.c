@@ -3,9 +3,14 @@
  * secret.c
  *	  Files that a connection is made with: passwords, keys, certificates.
  *
- * They are read whenever a connection is made, by processes that must not
- * block: hence nothing but regular files.  What is wrong with one is a failure
- * like any other trouble on the way to a broker, not an error.
+ * They are read whenever a connection is made, again and again and by several
+ * processes, which must not block: hence nothing but regular files.  A pipe
+ * would give what it holds to the first one only.  A file that the database
+ * server was started with may be named by its descriptor, which is then read
+ * itself: it may belong to root, or have no name at all.
+ *
+ * What is wrong with a file is a failure like any other trouble on the way to a
+ * broker, not an error.
  *
  * No message repeats what stands in a file.
  *
@@ -32,25 +37,54 @@ outbox_file_failed(const char *path, const char *what, OutboxFailure *failure)
 					   "could not open %s \"%s\"", what, path);
 }
 
+/* The number in a path such as /dev/fd/3; -1 if it is another one. */
+static int
+outbox_file_number(const char *path)
+{
+	static const char *const folders[] = {"/dev/fd/", "/proc/self/fd/"};
+
+	for (int i = 0; i < (int) lengthof(folders); i++)
+	{
+		Size		len = strlen(folders[i]);
+
+		/* not as many digits as would overflow */
+		if (strncmp(path, folders[i], len) == 0 && path[len] != '\0' &&
+			strspn(path + len, "0123456789") == strlen(path + len) &&
+			strlen(path + len) < 8)
+			return atoi(path + len);
+	}
+	return -1;
+}
+
+static void
+outbox_file_close(const char *path, int fd)
+{
+	if (outbox_file_number(path) < 0)
+		CloseTransientFile(fd);
+}
+
 /* A descriptor of a regular file, to be closed; -1 with *failure. */
 static int
 outbox_file_open(const char *path, const char *what, struct stat *st,
 				 OutboxFailure *failure)
 {
-	int			fd = OpenTransientFile(path, O_RDONLY | O_NONBLOCK | PG_BINARY);
+	int			fd = outbox_file_number(path);
 
+	if (fd < 0)
+		fd = OpenTransientFile(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | PG_BINARY);
 	if (fd < 0 || fstat(fd, st) != 0)
 	{
 		outbox_file_failed(path, what, failure);
 		if (fd >= 0)
-			CloseTransientFile(fd);
+			outbox_file_close(path, fd);
 		return -1;
 	}
 	if (S_ISREG(st->st_mode))
 		return fd;
-	outbox_failure_set(failure, ERRCODE_CONFIG_FILE_ERROR, NULL,
+	outbox_failure_set(failure, ERRCODE_CONFIG_FILE_ERROR,
+					   "It is read again for each connection, which a pipe or a device cannot be.",
 					   "%s \"%s\" is not a regular file", what, path);
-	CloseTransientFile(fd);
+	outbox_file_close(path, fd);
 	return -1;
 }
 
@@ -70,7 +104,8 @@ outbox_secret_is_private(const char *path, const char *what,
 						   what, path);
 		return false;
 	}
-	if (st->st_mode & forbidden)
+	/* what has no name any more, or never had one, nobody else can open */
+	if ((st->st_mode & forbidden) && st->st_nlink > 0)
 	{
 		outbox_failure_set(failure, ERRCODE_CONFIG_FILE_ERROR, SECRET_MODES,
 						   "%s \"%s\" has group or world access", what, path);
@@ -79,14 +114,14 @@ outbox_secret_is_private(const char *path, const char *what,
 	return true;
 }
 
-/* Bytes read, at most size; -1 with errno. */
+/* Bytes read, at most size; -1 with errno.  The offset stays: it may be shared. */
 static ssize_t
 outbox_file_read(int fd, char *buf, Size size)
 {
 	Size		len = 0;
 	ssize_t		n;
 
-	while (len < size && (n = read(fd, buf + len, size - len)) != 0)
+	while (len < size && (n = pread(fd, buf + len, size - len, len)) != 0)
 	{
 		if (n < 0 && errno != EINTR)
 			return -1;
@@ -125,7 +160,7 @@ outbox_secret_read(const char *path, const char *what, Size max,
 			contents = NULL;
 		}
 	}
-	CloseTransientFile(fd);
+	outbox_file_close(path, fd);
 	return contents;
 }
 
@@ -145,7 +180,7 @@ outbox_file_check(const char *path, const char *what, OutboxFailure *failure)
 	int			fd = outbox_file_open(path, what, &st, failure);
 
 	if (fd >= 0)
-		CloseTransientFile(fd);
+		outbox_file_close(path, fd);
 	return fd >= 0;
 }
 

@@ -15,7 +15,8 @@
  * with *failure if it cannot be read, holds more than max bytes or can be read
  * by others than it should.  The rule is PostgreSQL's for ssl_key_file: owned
  * by the server's user and nobody else's to read, or by root and at most its
- * group's.  what names the file in messages, such as "password file".
+ * group's.  A path such as /dev/fd/3 is that descriptor.  what names the file in
+ * messages, such as "password file".
  */
 extern char *outbox_secret_read(const char *path, const char *what, Size max,
 								OutboxFailure *failure);

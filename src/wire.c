@@ -100,6 +100,9 @@ release_wire(void *arg)
 {
 	OutboxWire *wire = (OutboxWire *) arg;
 
+	/* it may hold a password that the broker has not accepted */
+	if (wire->output)
+		explicit_bzero(wire->output, wire->output_size);
 	if (wire->decoder)
 		amqp_destroy_connection(wire->decoder);
 }
@@ -300,6 +303,14 @@ Size
 outbox_wire_pending(const OutboxWire *wire)
 {
 	return wire->output_end - wire->output_start;
+}
+
+void
+outbox_wire_wipe_sent(OutboxWire *wire)
+{
+	explicit_bzero(wire->output, wire->output_start);
+	explicit_bzero(wire->output + wire->output_end,
+				   wire->output_size - wire->output_end);
 }
 
 OutboxStreamState

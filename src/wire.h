@@ -102,6 +102,9 @@ extern void outbox_wire_flush(OutboxWire *wire);
 /* Bytes queued and not sent yet. */
 extern Size outbox_wire_pending(const OutboxWire *wire);
 
+/* Wipe what was sent out of memory: it held a password. */
+extern void outbox_wire_wipe_sent(OutboxWire *wire);
+
 /*
  * Read once: bytes read; 0 for none now; -1 if the stream failed, in either
  * direction, and nothing is left to read (see outbox_wire_failure).

@@ -286,6 +286,17 @@ outbox_worker_connect(void)
 	OutboxFailure failure;
 	char	   *connection_name;
 
+	/*
+	 * A right may have been granted since then.  Of that we hear in a
+	 * transaction only, and may have no other reason for one.
+	 */
+	if (server->refusal)
+	{
+		StartTransactionCommand();
+		CommitTransactionCommand();
+		if (worker->invalidated)
+			return;				/* and load the options first */
+	}
 	if (!outbox_credentials_read(server, &credentials, &failure))
 	{
 		outbox_worker_connection_failed(&failure);
@@ -1075,6 +1086,11 @@ outbox_worker_init(Oid serverid)
 	CacheRegisterSyscacheCallback(FOREIGNSERVEROID,
 								  outbox_worker_note_invalidation, (Datum) 0);
 	CacheRegisterSyscacheCallback(USERMAPPINGOID,
+								  outbox_worker_note_invalidation, (Datum) 0);
+	/* what the server's owner may do */
+	CacheRegisterSyscacheCallback(AUTHOID,
+								  outbox_worker_note_invalidation, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHMEMROLEMEM,
 								  outbox_worker_note_invalidation, (Datum) 0);
 
 	StartTransactionCommand();

@@ -18,6 +18,7 @@ CREATE ROLE owner;
 CREATE ROLE other;
 GRANT USAGE ON FOREIGN DATA WRAPPER amqp_outbox TO owner;
 ALTER SERVER mes OWNER TO owner;
+CREATE USER MAPPING FOR owner SERVER mes OPTIONS (user 'guest', password 'guest');
 END
 
 sub sql

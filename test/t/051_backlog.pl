@@ -330,7 +330,8 @@ same('of roles, delivered');
 sql('ALTER ROLE noisy RENAME TO loud');
 
 # replay() runs as the owner of the tables
-sql('GRANT USAGE ON FOREIGN DATA WRAPPER amqp_outbox TO loud; ALTER SERVER mes OWNER TO loud');
+sql('GRANT USAGE ON FOREIGN DATA WRAPPER amqp_outbox TO loud; ALTER SERVER mes OWNER TO loud;
+	CREATE USER MAPPING FOR loud SERVER mes OPTIONS (user $$guest$$, password $$guest$$)');
 sql("SELECT amqp_outbox.pause('mes')");
 wait_state($node, 'postgres', 'mes', 'paused');
 my $replayed = sql("SELECT max(id) FROM amqp_outbox.message WHERE server = 'mes'");

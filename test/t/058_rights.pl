@@ -24,6 +24,7 @@ CREATE ROLE monitor IN ROLE pg_monitor;
 GRANT USAGE ON FOREIGN SERVER mes TO publisher;
 GRANT USAGE ON FOREIGN DATA WRAPPER amqp_outbox TO owner;
 ALTER SERVER mes OWNER TO owner;
+CREATE USER MAPPING FOR owner SERVER mes OPTIONS (user 'guest', password 'guest');
 REVOKE USAGE ON FOREIGN DATA WRAPPER amqp_outbox FROM owner;
 SELECT amqp_outbox.declare_exchange('mes', 'e'), amqp_outbox.declare_queue('mes', 'declared');
 SELECT amqp_outbox.allow('mes', 'publisher', 'e', '#');
