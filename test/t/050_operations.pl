@@ -17,8 +17,8 @@ $node->safe_psql('postgres', <<'END');
 CREATE ROLE owner;
 CREATE ROLE other;
 GRANT USAGE ON FOREIGN DATA WRAPPER amqp_outbox TO owner;
-ALTER SERVER mes OWNER TO owner;
 CREATE USER MAPPING FOR owner SERVER mes OPTIONS (user 'guest', password 'guest');
+ALTER SERVER mes OWNER TO owner;
 END
 
 sub sql

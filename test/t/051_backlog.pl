@@ -330,8 +330,9 @@ same('of roles, delivered');
 sql('ALTER ROLE noisy RENAME TO loud');
 
 # replay() runs as the owner of the tables
-sql('GRANT USAGE ON FOREIGN DATA WRAPPER amqp_outbox TO loud; ALTER SERVER mes OWNER TO loud;
-	CREATE USER MAPPING FOR loud SERVER mes OPTIONS (user $$guest$$, password $$guest$$)');
+sql('GRANT USAGE ON FOREIGN DATA WRAPPER amqp_outbox TO loud;
+	CREATE USER MAPPING FOR loud SERVER mes OPTIONS (user $$guest$$, password $$guest$$);
+	ALTER SERVER mes OWNER TO loud');
 sql("SELECT amqp_outbox.pause('mes')");
 wait_state($node, 'postgres', 'mes', 'paused');
 my $replayed = sql("SELECT max(id) FROM amqp_outbox.message WHERE server = 'mes'");
