@@ -1522,6 +1522,7 @@ COMMENT ON COLUMN amqp_outbox.allowed.routing_key IS
 -- health_threshold()       -           EXECUTE     EXECUTE
 -- stored_message           -           SELECT but  all
 --                                      body, headers
+-- dead_letter              -           -           all
 -- message                  INSERT      INSERT      all
 -- all tables               -           -           all
 -- uncommitted(), leaf()    -           -           EXECUTE
@@ -1542,36 +1543,64 @@ COMMENT ON COLUMN amqp_outbox.allowed.routing_key IS
 -- all; the functions let a server's owner change it, and doctor() lets him
 -- examine it.
 --
-REVOKE ALL ON FUNCTION amqp_outbox.validator(text[], oid) FROM PUBLIC;
-REVOKE ALL ON FUNCTION amqp_outbox.ignore_replicated() FROM PUBLIC;
-REVOKE ALL ON FUNCTION amqp_outbox.allowed_changed() FROM PUBLIC;
-REVOKE ALL ON FUNCTION amqp_outbox.uncommitted() FROM PUBLIC;
-REVOKE ALL ON FUNCTION amqp_outbox.leaf() FROM PUBLIC;
-REVOKE ALL ON FUNCTION amqp_outbox.worker() FROM PUBLIC;
-REVOKE ALL ON FUNCTION amqp_outbox.horizon() FROM PUBLIC;
-REVOKE ALL ON FUNCTION amqp_outbox.measures() FROM PUBLIC;
-REVOKE ALL ON FUNCTION amqp_outbox.latency(name) FROM PUBLIC;
-REVOKE ALL ON FUNCTION amqp_outbox.health_threshold() FROM PUBLIC;
-REVOKE ALL ON FUNCTION amqp_outbox.backlog() FROM PUBLIC;
-REVOKE ALL ON FUNCTION amqp_outbox.wake() FROM PUBLIC;
-REVOKE ALL ON FUNCTION @extschema@.amqp_inbox_accept(text, text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION amqp_outbox.prune_inbox(bigint) FROM PUBLIC;
-REVOKE ALL ON FUNCTION amqp_outbox.adopt() FROM PUBLIC;
-REVOKE ALL ON FUNCTION amqp_outbox.insert_message() FROM PUBLIC;
+-- Nothing is left to what ALTER DEFAULT PRIVILEGES may have given to others.
+--
+DO $$
+DECLARE
+	everybodys CONSTANT name[] = '{amqp_publish, amqp_publish_row,
+		amqp_wait_for_confirm, pause, resume, requeue, discard, replay, allow,
+		disallow, declare_exchange, declare_queue, bind_queue, bind_exchange,
+		unbind_queue, unbind_exchange, undeclare_queue, undeclare_exchange,
+		doctor}';
+	monitors CONSTANT name[] = '{worker, horizon, backlog, measures, latency,
+		health_threshold}';
+	o record;
+BEGIN
+	FOR o IN
+		WITH member AS (SELECT d.classid, d.objid
+			FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
+			WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+			AND e.extname = 'amqp_outbox'),
+		object AS (SELECT 'FUNCTION' AS kind, p.oid::regprocedure::text AS name,
+				p.proowner AS owner, coalesce(p.proacl, acldefault('f', p.proowner)) AS acl
+			FROM pg_proc p JOIN member m ON m.objid = p.oid
+			WHERE m.classid = 'pg_proc'::regclass
+			UNION ALL SELECT 'TABLE', c.oid::regclass::text,
+				c.relowner, coalesce(c.relacl, acldefault('r', c.relowner))
+			FROM pg_class c JOIN member m ON m.objid = c.oid
+			WHERE m.classid = 'pg_class'::regclass
+			UNION ALL SELECT 'SCHEMA', quote_ident(n.nspname),
+				n.nspowner, coalesce(n.nspacl, acldefault('n', n.nspowner))
+			FROM pg_namespace n JOIN member m ON m.objid = n.oid
+			WHERE m.classid = 'pg_namespace'::regclass)
+		SELECT DISTINCT t.kind, t.name, CASE WHEN a.grantee = 0 THEN 'PUBLIC'
+			ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS grantee
+		FROM object t, aclexplode(t.acl) a
+		WHERE a.grantee <> t.owner
+	LOOP
+		EXECUTE format('REVOKE ALL ON %s %s FROM %s', o.kind, o.name, o.grantee);
+	END LOOP;
+
+	FOR o IN SELECT p.oid::regprocedure::text AS name, p.proname = ANY (monitors) AS monitors
+		FROM pg_proc p
+			JOIN pg_depend d ON d.objid = p.oid AND d.classid = 'pg_proc'::regclass
+			JOIN pg_extension e ON e.oid = d.refobjid
+				AND d.refclassid = 'pg_extension'::regclass
+		WHERE e.extname = 'amqp_outbox' AND d.deptype = 'e'
+		AND p.proname = ANY (everybodys || monitors)
+	LOOP
+		EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', o.name,
+			CASE WHEN o.monitors THEN 'pg_monitor' ELSE 'PUBLIC' END);
+	END LOOP;
+END $$;
 GRANT USAGE ON SCHEMA amqp_outbox TO PUBLIC;
 GRANT INSERT ON amqp_outbox.message TO PUBLIC;
 GRANT SELECT ON amqp_outbox.topology TO PUBLIC;
 GRANT SELECT ON amqp_outbox.allowed TO PUBLIC;
 GRANT SELECT ON amqp_outbox.server_status TO pg_monitor;
-GRANT EXECUTE ON FUNCTION amqp_outbox.worker() TO pg_monitor;
-GRANT EXECUTE ON FUNCTION amqp_outbox.horizon() TO pg_monitor;
 GRANT SELECT ON amqp_outbox.health TO pg_monitor;
-GRANT EXECUTE ON FUNCTION amqp_outbox.measures() TO pg_monitor;
-GRANT EXECUTE ON FUNCTION amqp_outbox.latency(name) TO pg_monitor;
-GRANT EXECUTE ON FUNCTION amqp_outbox.health_threshold() TO pg_monitor;
 GRANT SELECT (server, id, message_id, status, exchange, routing_key,
 	content_type, content_encoding, persistent, priority, correlation_id,
 	reply_to, expiration, message_timestamp, type, user_id, app_id, mandatory,
 	ordering_key, expires_at, enqueued_at, due_at, delivered_at, attempts,
 	last_error) ON amqp_outbox.stored_message TO pg_monitor;
-GRANT EXECUTE ON FUNCTION amqp_outbox.backlog() TO pg_monitor;

@@ -420,6 +420,8 @@ create_context(OutboxTls *tls, const OutboxTlsOptions *options,
 	/* output waits in a buffer that grows, and so moves, between two tries */
 	SSL_CTX_set_mode(tls->ctx, SSL_MODE_ENABLE_PARTIAL_WRITE |
 					 SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+	/* a broker that sends nothing but session tickets must not keep us */
+	SSL_CTX_clear_mode(tls->ctx, SSL_MODE_AUTO_RETRY);
 	return true;
 }
 

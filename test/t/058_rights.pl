@@ -239,6 +239,37 @@ is($node->safe_psql('postgres', "SELECT string_agg(DISTINCT classid::regclass::t
 is(join("\n", @wrong), '', 'rights are those of docs/security.md');
 is(join("\n", sort keys %documented), '', 'docs/security.md names nothing else');
 
+#
+# Whatever others are given by default
+#
+
+sub acls
+{
+	my $database = shift;
+
+	return $node->safe_psql($database, "SELECT o.name, a.grantee::regrole, a.privilege_type FROM (
+		SELECT p.oid::regprocedure::text AS name, coalesce(p.proacl, acldefault('f', p.proowner)) AS acl
+			FROM ($members) m JOIN pg_proc p ON p.oid = m.objid
+			WHERE m.classid = 'pg_proc'::regclass
+		UNION ALL SELECT c.oid::regclass::text, coalesce(c.relacl, acldefault('r', c.relowner))
+			FROM ($members) m JOIN pg_class c ON c.oid = m.objid
+			WHERE m.classid = 'pg_class'::regclass
+		UNION ALL SELECT n.nspname, coalesce(n.nspacl, acldefault('n', n.nspowner))
+			FROM ($members) m JOIN pg_namespace n ON n.oid = m.objid
+			WHERE m.classid = 'pg_namespace'::regclass) o, aclexplode(o.acl) a
+		ORDER BY 1, 2, 3");
+}
+
+$node->safe_psql('postgres', 'CREATE DATABASE generous');
+$node->safe_psql('generous', <<'END');
+ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO plain, PUBLIC;
+ALTER DEFAULT PRIVILEGES GRANT ALL ON FUNCTIONS TO plain;
+ALTER DEFAULT PRIVILEGES REVOKE ALL ON FUNCTIONS FROM PUBLIC;
+ALTER DEFAULT PRIVILEGES GRANT ALL ON SCHEMAS TO plain;
+CREATE EXTENSION amqp_outbox;
+END
+is(acls('generous'), acls('postgres'), 'default privileges make no difference');
+
 # and superusers see bodies
 is($node->safe_psql('postgres', "SELECT convert_from(body, 'UTF8') FROM amqp_outbox.message WHERE message_id = 'one'"),
 	'x', 'a superuser sees bodies');
