@@ -10,7 +10,7 @@ PGFILEDESC = "amqp_outbox - transactional outbox for AMQP"
 
 # In the order of the rooms: a file uses only files that stand before it.
 ROOMS = message trace rate health settings clock horizon measure registry \
-	backlog shared catalog leaf secret resolve tls token option credential server \
+	backlog shared catalog leaf secret resolve tls token target option credential server \
 	recent flush pile buffer store ordering ledger census settlement destination \
 	stream properties topology wire login returned assertion transport_amqp091 \
 	pipeline keeper rotation prune worker launcher chart examination doctor query \

@@ -13,11 +13,89 @@
 
 #include "foreign/foreign.h"
 #include "miscadmin.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/syscache.h"
 
 #include "admit.h"
 #include "backlog.h"
 #include "option.h"
 #include "permission.h"
+
+/*
+ * What is looked at with each message: remembered, also that there is nothing,
+ * until servers change.
+ */
+
+typedef struct OutboxAdmissionEntry
+{
+	Oid			serverid;		/* hash key */
+	OutboxAdmission admission;
+	bool		open;			/* there is nothing to look at */
+} OutboxAdmissionEntry;
+
+static HTAB *admissions = NULL;
+static uint64 server_changes = 0;	/* invalidations so far */
+
+static void
+outbox_admit_servers_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	server_changes++;
+}
+
+/* An empty cache, if servers may have changed since it was filled. */
+static void
+outbox_admit_open_cache(void)
+{
+	static uint64 filled = 0;	/* after so many changes */
+	HASHCTL		ctl = {
+		.keysize = sizeof(Oid),
+		.entrysize = sizeof(OutboxAdmissionEntry)
+	};
+	HTAB	   *old = admissions;
+
+	if (old && filled == server_changes)
+		return;
+	if (old == NULL)
+		CacheRegisterSyscacheCallback(FOREIGNSERVEROID,
+									  outbox_admit_servers_changed,
+									  (Datum) 0);
+	admissions = hash_create("amqp_outbox admissions", 16, &ctl,
+							 HASH_ELEM | HASH_BLOBS);
+	filled = server_changes;
+	if (old)
+		hash_destroy(old);
+}
+
+const OutboxAdmission *
+outbox_admit_rules(Oid serverid)
+{
+	static OutboxAdmissionEntry entry;
+	OutboxAdmissionEntry *cached;
+	uint64		changes;
+
+	outbox_admit_open_cache();
+	cached = hash_search(admissions, &serverid, HASH_FIND, NULL);
+	if (cached == NULL)
+	{
+		changes = server_changes;
+		memset(&entry, 0, sizeof(entry));
+		entry.serverid = serverid;
+		outbox_option_load_admission(serverid, &entry.admission);
+		entry.open = !entry.admission.allow_list &&
+			!outbox_backlog_is_limited(&entry.admission.backlog);
+		/* unless they changed in the meantime, perhaps after our look */
+		if (changes == server_changes)
+			*(OutboxAdmissionEntry *) hash_search(admissions, &serverid,
+												  HASH_ENTER, NULL) = entry;
+		cached = &entry;
+	}
+	return cached->open ? NULL : &cached->admission;
+}
+
+/*
+ * Looking at a message
+ */
 
 /* Say which limit is exceeded, and what can be done. */
 static void
@@ -49,7 +127,7 @@ void
 outbox_admit_check(Oid serverid, Oid roleid, const text *exchange,
 				   const text *routing_key, Jsonb *headers)
 {
-	const OutboxAdmission *admission = outbox_option_admission(serverid);
+	const OutboxAdmission *admission = outbox_admit_rules(serverid);
 
 	if (admission && admission->allow_list)
 		outbox_permission_require(serverid, roleid, exchange, routing_key,
@@ -59,7 +137,7 @@ outbox_admit_check(Oid serverid, Oid roleid, const text *exchange,
 const char *
 outbox_admit(Oid serverid, Oid roleid, int64 bytes)
 {
-	const OutboxAdmission *admission = outbox_option_admission(serverid);
+	const OutboxAdmission *admission = outbox_admit_rules(serverid);
 	const OutboxBacklogLimits *limits;
 	OutboxBacklogExcess excess;
 	const char *role = NULL;

@@ -12,6 +12,14 @@
 
 #include "utils/jsonb.h"
 
+#include "option.h"
+
+/*
+ * What messages to a server are looked at for, NULL if for nothing.  Remembered
+ * until servers change.  Needs a transaction; valid until the next call.
+ */
+extern const OutboxAdmission *outbox_admit_rules(Oid serverid);
+
 /*
  * Error 42501 if the server has an allow list that does not let the role
  * publish this; headers may be NULL.

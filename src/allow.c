@@ -15,9 +15,9 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 
+#include "admit.h"
 #include "catalog.h"
 #include "enqueue.h"
-#include "option.h"
 #include "pattern.h"
 #include "permission.h"
 #include "query.h"
@@ -117,7 +117,7 @@ outbox_sql_allow(PG_FUNCTION_ARGS)
 	outbox_enqueue_precheck("allow()");
 	outbox_allow_run(fcinfo, &add_entry, &found);
 	serverid = outbox_server_of_owner(NameStr(*PG_GETARG_NAME(ALLOW_SERVER)));
-	admission = outbox_option_admission(serverid);
+	admission = outbox_admit_rules(serverid);
 	if (admission == NULL || !admission->allow_list)
 		ereport(WARNING,
 				(errcode(ERRCODE_WARNING),

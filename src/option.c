@@ -12,7 +12,6 @@
  */
 #include "postgres.h"
 
-#include <ctype.h>
 #include <limits.h>
 #include <math.h>
 
@@ -31,8 +30,6 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
-#include "utils/hsearch.h"
-#include "utils/inval.h"
 #include "utils/syscache.h"
 
 #include "catalog.h"
@@ -177,15 +174,6 @@ StaticAssertDecl(sizeof(OutboxBacklogAction) == sizeof(int) &&
 				 sizeof(OutboxUnroutable) == sizeof(int) &&
 				 sizeof(OutboxVerify) == sizeof(int),
 				 "options that are enums are set as int");
-
-/* The part of a description that a URI and single options can both give. */
-typedef struct OutboxTarget
-{
-	char	   *hosts;			/* comma list, NULL if not given */
-	int			port;			/* 0 if not given */
-	char	   *vhost;			/* NULL if not given */
-	int			tls;			/* -1 if not given */
-} OutboxTarget;
 
 PG_FUNCTION_INFO_V1(outbox_sql_validator);
 
@@ -369,214 +357,6 @@ outbox_option_apply(OutboxServer *server, const OutboxOption *option,
 }
 
 /*
- * URI
- */
-
-/*
- * The value is not repeated, here and for hosts: one that is wrong may hold a
- * password wherever.
- */
-static void
-outbox_uri_invalid(const char *detail)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-			 errmsg("invalid value for option \"uri\""),
-			 errdetail("%s", detail),
-			 errhint("Write amqp://host:port/vhost, or amqps:// for TLS; several hosts are separated by commas.")));
-}
-
-static void
-outbox_uri_has_credentials(const char *option)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-			 errmsg("option \"%s\" must not contain a user or a password", option),
-			 errdetail("Everybody may read the options of a server."),
-			 errhint("Give them to the user mapping: CREATE USER MAPPING FOR PUBLIC SERVER ... OPTIONS (user '...', password '...').")));
-}
-
-static int
-hex_digit(char c)
-{
-	if (c >= '0' && c <= '9')
-		return c - '0';
-	c = pg_tolower((unsigned char) c);
-	return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
-static char *
-outbox_uri_decode(const char *part)
-{
-	StringInfoData result;
-
-	initStringInfo(&result);
-	for (; *part; part++)
-	{
-		int			high,
-					low;
-
-		if (*part != '%')
-		{
-			appendStringInfoChar(&result, *part);
-			continue;
-		}
-		high = hex_digit(part[1]);
-		low = high < 0 ? -1 : hex_digit(part[2]);
-		if (low < 0 || high + low == 0)
-			outbox_uri_invalid("A percent sign must be followed by two hexadecimal digits other than 00.");
-		appendStringInfoChar(&result, (char) (high * 16 + low));
-		part += 2;
-	}
-	if (!pg_verifymbstr(result.data, result.len, true))
-		outbox_uri_invalid("The virtual host is not valid in the encoding of the database.");
-	return result.data;
-}
-
-static void
-outbox_uri_parse(const char *uri, OutboxTarget *address)
-{
-	const char *rest;
-	char	   *slash;
-
-	if (pg_strncasecmp(uri, "amqp://", 7) == 0)
-	{
-		address->tls = 0;
-		rest = uri + 7;
-	}
-	else if (pg_strncasecmp(uri, "amqps://", 8) == 0)
-	{
-		address->tls = 1;
-		rest = uri + 8;
-	}
-	else if (strchr(uri, '@'))
-	{
-		outbox_uri_has_credentials("uri");
-		return;
-	}
-	else
-	{
-		outbox_uri_invalid("The scheme is neither amqp nor amqps.");
-		return;
-	}
-	if (strchr(rest, '@'))
-		outbox_uri_has_credentials("uri");
-	if (strpbrk(rest, "?#"))
-		outbox_uri_invalid("Parameters are options of the server, not parts of the URI.");
-
-	address->hosts = pstrdup(rest);
-	slash = strchr(address->hosts, '/');
-	if (slash == NULL)
-		return;
-	*slash++ = '\0';
-	if (strchr(slash, '/'))
-		outbox_uri_invalid("A slash in the name of a virtual host is written %2F.");
-	if (*slash == '\0')
-		outbox_uri_invalid("The virtual host is empty; leave the last slash out for the virtual host \"/\".");
-	address->vhost = outbox_uri_decode(slash);
-}
-
-/*
- * Hosts
- */
-
-static void
-outbox_host_invalid(const char *detail)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-			 errmsg("invalid list of hosts"),
-			 errdetail("%s", detail),
-			 errhint("Give a name or an address, or several separated by commas, each with :port if it has one of its own; an IPv6 address stands in brackets.")));
-}
-
-static int
-outbox_host_port(const char *port)
-{
-	char	   *end;
-	long		value;
-
-	errno = 0;
-	value = strtol(port, &end, 10);
-	if (!isdigit((unsigned char) port[0]) || *end != '\0' || errno != 0 ||
-		value < 1 || value > 65535)
-		outbox_host_invalid("A port is a number from 1 to 65535.");
-	return (int) value;
-}
-
-/* One element: name, name:port, [address], [address]:port. */
-static OutboxHost
-outbox_host_parse(char *element, int default_port)
-{
-	OutboxHost	host = {.name = element,.port = default_port};
-	char	   *colon;
-
-	if (element[0] == '[')
-	{
-		char	   *bracket = strchr(element, ']');
-
-		if (bracket == NULL || (bracket[1] != '\0' && bracket[1] != ':'))
-			outbox_host_invalid("A bracket is not closed.");
-		host.name = element + 1;
-		*bracket = '\0';
-		colon = bracket[1] == ':' ? bracket + 1 : NULL;
-	}
-	else
-	{
-		colon = strchr(element, ':');
-		if (colon && strchr(colon + 1, ':'))
-			outbox_host_invalid("An IPv6 address must stand in brackets.");
-	}
-	if (colon)
-	{
-		*colon = '\0';
-		host.port = outbox_host_port(colon + 1);
-	}
-	if (host.name[0] == '\0')
-		outbox_host_invalid("A host is empty.");
-	if (strlen(host.name) > 253)
-		outbox_host_invalid("A host name has at most 253 bytes.");
-	/* colons, and a percent sign before a zone, only where brackets were */
-	for (const char *c = host.name; *c; c++)
-	{
-		if (!isalnum((unsigned char) *c) &&
-			strchr(host.name > element ? "-._:%" : "-._", *c) == NULL)
-			outbox_host_invalid("A host name consists of letters, digits, hyphens, underscores and dots.");
-	}
-	return host;
-}
-
-static void
-outbox_host_parse_list(OutboxServer *server, const char *hosts,
-					   int default_port)
-{
-	char	   *copy = pstrdup(hosts);
-	char	   *element = copy;
-	int			n = 1;
-
-	if (strchr(hosts, '@'))
-		outbox_uri_has_credentials("host");
-	for (const char *c = hosts; *c; c++)
-		n += *c == ',';
-	server->hosts = palloc(n * sizeof(OutboxHost));
-	server->nhosts = 0;
-	while (element)
-	{
-		char	   *comma = strchr(element, ',');
-
-		if (comma)
-			*comma++ = '\0';
-		while (isspace((unsigned char) *element))
-			element++;
-		for (int end = strlen(element);
-			 end > 0 && isspace((unsigned char) element[end - 1]);)
-			element[--end] = '\0';
-		server->hosts[server->nhosts++] = outbox_host_parse(element, default_port);
-		element = comma;
-	}
-}
-
-/*
  * All together
  */
 
@@ -614,7 +394,8 @@ outbox_option_address(OutboxServer *server, const OutboxTarget *uri,
 		server->vhost = uri->vhost ? uri->vhost : single->vhost;
 	port = single->port ? single->port :
 		server->tls ? OUTBOX_TLS_PORT : OUTBOX_PORT;
-	outbox_host_parse_list(server, hosts ? hosts : "localhost", port);
+	server->hosts = outbox_target_parse_hosts(hosts ? hosts : "localhost", port,
+											  &server->nhosts);
 
 	for (int i = 0; i < server->nhosts && single->port; i++)
 		outbox_option_contradiction("port", uri->hosts &&
@@ -683,7 +464,7 @@ outbox_option_parse_server(OutboxServer *server, List *options)
 		}
 		outbox_option_apply(server, option, value);
 		if (strcmp(def->defname, "uri") == 0)
-			outbox_uri_parse(value, &uri);
+			outbox_target_parse_uri(value, &uri);
 		else if (strcmp(def->defname, "host") == 0)
 			single.hosts = value;
 		else if (strcmp(def->defname, "port") == 0)
@@ -1162,52 +943,7 @@ outbox_option_idempotency_retention(Oid serverid)
 								OUTBOX_DEFAULT_IDEMPOTENCY_RETENTION);
 }
 
-/*
- * What is looked at with each message: remembered, also that there is nothing,
- * until servers change.
- */
-
-typedef struct OutboxAdmissionEntry
-{
-	Oid			serverid;		/* hash key */
-	OutboxAdmission admission;
-	bool		open;			/* there is nothing to look at */
-} OutboxAdmissionEntry;
-
-static HTAB *admissions = NULL;
-static uint64 server_changes = 0;	/* invalidations so far */
-
-static void
-outbox_option_servers_changed(Datum arg, int cacheid, uint32 hashvalue)
-{
-	server_changes++;
-}
-
-/* An empty cache, if servers may have changed since it was filled. */
-static void
-outbox_option_open_admissions(void)
-{
-	static uint64 filled = 0;	/* after so many changes */
-	HASHCTL		ctl = {
-		.keysize = sizeof(Oid),
-		.entrysize = sizeof(OutboxAdmissionEntry)
-	};
-	HTAB	   *old = admissions;
-
-	if (old && filled == server_changes)
-		return;
-	if (old == NULL)
-		CacheRegisterSyscacheCallback(FOREIGNSERVEROID,
-									  outbox_option_servers_changed,
-									  (Datum) 0);
-	admissions = hash_create("amqp_outbox admissions", 16, &ctl,
-							 HASH_ELEM | HASH_BLOBS);
-	filled = server_changes;
-	if (old)
-		hash_destroy(old);
-}
-
-static void
+void
 outbox_option_load_admission(Oid serverid, OutboxAdmission *admission)
 {
 	ForeignServer *foreign = GetForeignServerExtended(serverid,
@@ -1228,30 +964,4 @@ outbox_option_load_admission(Oid serverid, OutboxAdmission *admission)
 			outbox_option_apply(&server, option, defGetString(def));
 	}
 	*admission = server.admission;
-}
-
-const OutboxAdmission *
-outbox_option_admission(Oid serverid)
-{
-	static OutboxAdmissionEntry entry;
-	OutboxAdmissionEntry *cached;
-	uint64		changes;
-
-	outbox_option_open_admissions();
-	cached = hash_search(admissions, &serverid, HASH_FIND, NULL);
-	if (cached == NULL)
-	{
-		changes = server_changes;
-		memset(&entry, 0, sizeof(entry));
-		entry.serverid = serverid;
-		outbox_option_load_admission(serverid, &entry.admission);
-		entry.open = !entry.admission.allow_list &&
-			!outbox_backlog_is_limited(&entry.admission.backlog);
-		/* unless they changed in the meantime, perhaps after our look */
-		if (changes == server_changes)
-			*(OutboxAdmissionEntry *) hash_search(admissions, &serverid,
-												  HASH_ENTER, NULL) = entry;
-		cached = &entry;
-	}
-	return cached->open ? NULL : &cached->admission;
 }

@@ -12,6 +12,7 @@
 
 #include "backlog.h"
 #include "message.h"
+#include "target.h"
 #include "tls.h"
 
 #define OUTBOX_DEFAULT_FRAME_MAX	131072
@@ -41,12 +42,6 @@ typedef enum OutboxMechanism
 	OUTBOX_MECHANISM_PLAIN,		/* user and password, or a token */
 	OUTBOX_MECHANISM_EXTERNAL	/* the TLS certificate */
 } OutboxMechanism;
-
-typedef struct OutboxHost
-{
-	char	   *name;			/* host name or address, without brackets */
-	int			port;
-} OutboxHost;
 
 /*
  * How to reach the broker of one server, complete with defaults.  One
@@ -120,11 +115,9 @@ extern void outbox_option_message_defaults(Oid serverid, bool *persistent,
 extern int	outbox_option_frame_max(Oid serverid);
 extern int	outbox_option_idempotency_retention(Oid serverid);
 
-/*
- * What messages to a server are looked at for, NULL if for nothing.  Remembered
- * until servers change.  Needs a transaction; valid until the next call.
- */
-extern const OutboxAdmission *outbox_option_admission(Oid serverid);
+/* What messages to a server are looked at for.  Needs a transaction. */
+extern void outbox_option_load_admission(Oid serverid,
+										 OutboxAdmission *admission);
 
 /*
  * For the statements that can alter what the validator checks: the options
