@@ -13,6 +13,8 @@
 #include "datatype/timestamp.h"
 #include "nodes/pg_list.h"
 
+#include "compat.h"
+
 typedef enum OutboxBacklogAction
 {
 	OUTBOX_BACKLOG_REFUSE,

@@ -18,6 +18,11 @@
 #include "storage/proc.h"
 #include "utils/wait_event.h"
 
+/* Since 16 what is about varlena is not in postgres.h any more. */
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
 /* Since 17 the number of a backend is a variable, before it is in MyProc. */
 #if PG_VERSION_NUM >= 170000
 #define OutboxMyProcNumber	((int) MyProcNumber)
