@@ -21,8 +21,7 @@
  * SIGTERM only sets a flag, so that a stop can drain; nothing here waits for
  * anything but in that one place, so the flag is seen at once.
  *
- * The same entry point serves as scout: a short-lived process that looks
- * which servers a database has.
+ * The same entry point serves the short-lived processes of scout.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -48,7 +47,6 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
-#include "backlog.h"
 #include "catalog.h"
 #include "compat.h"
 #include "credential.h"
@@ -59,7 +57,7 @@
 #include "prune.h"
 #include "registry.h"
 #include "rotation.h"
-#include "server.h"
+#include "scout.h"
 #include "settings.h"
 #include "store.h"
 #include "transport.h"
@@ -1030,38 +1028,6 @@ outbox_worker_loop(void)
 }
 
 /*
- * Scout
- */
-
-static void
-outbox_scout_main(Oid dboid)
-{
-	List	   *servers;
-	Oid		   *oids;
-	int			n = 0;
-	int			without_room;
-	uint64		epoch = outbox_backlog_last_epoch();
-	ListCell   *lc;
-
-	StartTransactionCommand();
-	servers = OidIsValid(get_extension_oid(OUTBOX_EXTENSION, true)) ?
-		outbox_server_list() : NIL;
-	oids = palloc((list_length(servers) + 1) * sizeof(Oid));
-	foreach(lc, servers)
-		oids[n++] = lfirst_oid(lc);
-	without_room = outbox_registry_report(dboid, oids, n);
-	outbox_backlog_keep_servers(dboid, oids, n, epoch);
-	if (without_room > 0)
-		ereport(WARNING,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("%d servers of database \"%s\" have no worker",
-						without_room, get_database_name(dboid)),
-				 errhint("Increase amqp_outbox.max_workers, which is %d, and max_worker_processes with it.",
-						 outbox_max_workers)));
-	CommitTransactionCommand();
-}
-
-/*
  * Entry point
  */
 
@@ -1125,7 +1091,7 @@ outbox_worker_main(Datum arg)
 
 	if (args.entry == OUTBOX_SCOUT)
 	{
-		outbox_scout_main(args.dboid);
+		outbox_scout_look(args.dboid);
 		proc_exit(0);
 	}
 	if (!outbox_registry_attach(args.entry, args.dboid, &serverid))
