@@ -131,7 +131,10 @@ BEGIN READ ONLY;
 SELECT amqp_publish('ex', 'rk', 'x');
 ROLLBACK;
 
--- prepared transactions
+-- prepared transactions; the server must have its key, which its worker may be
+-- slow to make
+SELECT amqp_publish('ex', 'rk', 'x', message_id => 'first');
+DELETE FROM amqp_outbox.outbox;
 BEGIN;
 SELECT amqp_publish('ex', 'rk', 'x', message_id => 'prepared');
 PREPARE TRANSACTION 'messages';
