@@ -2,6 +2,9 @@
 -- Who may do what: the matrix at the end of the install script
 --
 CREATE EXTENSION amqp_outbox;
+-- nothing was published yet
+SELECT * FROM amqp_outbox.discard(message_id => 'nobody''s');
+SELECT * FROM amqp_outbox.requeue(message_id => 'nobody''s');
 CREATE SERVER mes FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://127.0.0.1:1');
 CREATE ROLE regress_outbox_publisher;
 CREATE ROLE regress_outbox_stranger;

@@ -29,6 +29,7 @@
 #include "catalog.h"
 #include "compat.h"
 #include "enqueue.h"
+#include "flush.h"
 #include "leaf.h"
 #include "query.h"
 #include "server.h"
@@ -234,6 +235,7 @@ outbox_sql_discard(PG_FUNCTION_ARGS)
 	Oid			relid = outbox_catalog_relid("outbox");
 
 	outbox_enqueue_precheck("discard()");
+	outbox_flush_seed_counter(relid);
 	outbox_manage_dead_letters(fcinfo, &discard[outbox_leaf_hold(relid)]);
 	return (Datum) 0;
 }
