@@ -106,6 +106,13 @@ ALTER ROLE regress_outbox_worker NOSUPERUSER;
 SELECT may('regress_outbox_worker', 'lab', 'a.result.b');
 DELETE FROM amqp_outbox.allowed_item WHERE exchange = 'lab';
 SELECT may('regress_outbox_lab', 'lab', 'a.result.b');
+SELECT amqp_outbox.allow('mes', 'pg_database_owner', 'owners', '#');
+SELECT may('regress_outbox_lab', 'owners', 'x');
+ALTER DATABASE :"DBNAME" OWNER TO regress_outbox_lab;
+SELECT may('regress_outbox_lab', 'owners', 'x');
+ALTER DATABASE :"DBNAME" OWNER TO CURRENT_USER;
+SELECT may('regress_outbox_lab', 'owners', 'x');
+SELECT amqp_outbox.disallow('mes', 'pg_database_owner', 'owners', '#');
 -- also under the snapshot of before
 BEGIN ISOLATION LEVEL REPEATABLE READ;
 SELECT may('regress_outbox_lab', 'lab', 'x');

@@ -52,11 +52,17 @@ RESET ROLE;
 
 -- what logical replication would write is not this database's
 SELECT amqp_outbox.ignore_replicated();
+-- but what a session writes is, as a restore may (see 019 for replication)
 SET session_replication_role = replica;
-TRUNCATE amqp_outbox.outbox;
-DELETE FROM amqp_outbox.server_key;
+SELECT amqp_publish('', 'q', 'x', server => 'mes', idempotency_key => 'k', message_id => 'once');
+SELECT amqp_publish('', 'q', 'x', server => 'mes', idempotency_key => 'k');
+SELECT amqp_inbox_accept('c', 'm');
+DELETE FROM amqp_outbox.idempotency_key;
+SELECT count(*) FROM amqp_outbox.idempotency_key;
+TRUNCATE amqp_outbox.inbox;
 RESET session_replication_role;
-SELECT server FROM amqp_outbox.server_key;
+ALTER TABLE amqp_outbox.inbox ENABLE TRIGGER ALL;
+SELECT amqp_inbox_accept('c', 'm'), amqp_inbox_accept('c', 'm');
 
 DROP EXTENSION amqp_outbox CASCADE;
 DROP ROLE regress_outbox_publisher, regress_outbox_stranger, regress_outbox_monitor;

@@ -3,6 +3,14 @@
 --
 CREATE EXTENSION amqp_outbox;
 CREATE SERVER mes FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://127.0.0.1:1');
+-- what is rolled back has not claimed the tables for this database
+BEGIN;
+SELECT amqp_outbox.declare_queue('mes', 'a'), amqp_outbox.declare_queue('mes', 'b');
+ROLLBACK;
+SELECT count(*) FROM amqp_outbox.identity;
+SELECT amqp_outbox.declare_queue('mes', 'a');
+SELECT count(*) FROM amqp_outbox.identity;
+SELECT amqp_outbox.undeclare_queue('mes', 'a');
 
 -- the server
 SELECT amqp_outbox.declare_exchange(NULL, 'plant');

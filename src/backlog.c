@@ -96,7 +96,8 @@ typedef struct OutboxBacklogShared
 	LWLock	   *lock;
 	uint64		last_epoch;
 	int			nentries;
-	bool		told_full;
+	bool		told_servers;	/* that there is no room for some */
+	bool		told_roles;
 } OutboxBacklogShared;
 
 /* What an open transaction has reserved at one level of nesting. */
@@ -319,6 +320,16 @@ outbox_backlog_tell_full(void)
 			 errhint("Messages of the others count for the limits of their server only; set those as well.")));
 }
 
+/* Under the lock: whether it is, and has not been told before. */
+static bool
+outbox_backlog_is_news(bool is, bool *told)
+{
+	bool		news = is && !*told;
+
+	*told |= news;
+	return news;
+}
+
 bool
 outbox_backlog_reserve(Oid serverid, const char *role, int64 bytes,
 					   const OutboxBacklogLimits *limits,
@@ -339,9 +350,9 @@ outbox_backlog_reserve(Oid serverid, const char *role, int64 bytes,
 	server = outbox_backlog_make(serverid, "");
 	if (server && role)
 		of_role = outbox_backlog_make(serverid, role);
-	full = !shared->told_full &&
-		(server == NULL || (role != NULL && of_role == NULL));
-	shared->told_full |= full;
+	full = outbox_backlog_is_news(server == NULL, &shared->told_servers) ||
+		outbox_backlog_is_news(role != NULL && of_role == NULL,
+							   &shared->told_roles);
 
 	if (server)
 		exceeds = outbox_backlog_exceeds(server, bytes, limits->messages,
@@ -434,6 +445,8 @@ outbox_backlog_sum(OutboxBacklogSums *sums, Oid serverid, const char *role,
 {
 	OutboxBacklogSum *sum;
 
+	/* a row may have come from anywhere */
+	len = Min(len, NAMEDATALEN - 1);
 	/* the newest one first: most often it is that */
 	for (int i = sums->n - 1; i >= 0; i--)
 	{

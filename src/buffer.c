@@ -88,6 +88,9 @@ typedef struct OutboxBuffer
 
 static OutboxBuffer *buffer = NULL;
 
+/* Its messages have been written, or it had none; whoever is too late hears it. */
+static bool committing = false;
+
 /*
  * The columns of buffered messages: those of the outbox and the due time, and
  * the same without the last ones, by their number.  Remembered for the life of
@@ -222,7 +225,7 @@ outbox_buffer_note_level(void)
 static void
 outbox_buffer_check_usable(void)
 {
-	if (buffer->flushed)
+	if (committing)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot publish while the transaction is being committed")));
@@ -416,11 +419,14 @@ outbox_buffer_xact_callback(XactEvent event, void *arg)
 	{
 		case XACT_EVENT_PRE_COMMIT:
 			outbox_buffer_flush(false);
+			committing = true;
 			break;
 		case XACT_EVENT_PRE_PREPARE:
 			outbox_buffer_flush(true);
+			committing = true;
 			break;
 		case XACT_EVENT_COMMIT:
+			committing = false;
 			outbox_backlog_end(true);
 			outbox_horizon_clear(XactLastCommitEnd);
 			if (buffer && buffer->due_from != 0)
@@ -432,6 +438,7 @@ outbox_buffer_xact_callback(XactEvent event, void *arg)
 				outbox_recent_forget();
 			/* FALLTHROUGH */
 		case XACT_EVENT_PREPARE:
+			committing = false;
 			/* memory and files go with the transaction */
 			buffer = NULL;
 			outbox_backlog_end(false);

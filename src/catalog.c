@@ -59,6 +59,7 @@ static Oid	key_cache_relid = InvalidOid;
 static List *owned_relids = NIL;
 static Oid	checked_owner = InvalidOid;
 static bool owner_is_checked = false;
+static uint64 owner_changes = 0;	/* invalidations so far */
 
 /* the identity table that was seen to hold a committed row */
 static Oid	identity_seen_relid = InvalidOid;
@@ -165,8 +166,10 @@ outbox_catalog_relation_owner(Oid relid)
 static void
 outbox_catalog_forget_owner(Datum arg, Oid relid)
 {
-	if (relid == InvalidOid || list_member_oid(owned_relids, relid))
-		owner_is_checked = false;
+	if (relid != InvalidOid && !list_member_oid(owned_relids, relid))
+		return;
+	owner_is_checked = false;
+	owner_changes++;
 }
 
 /* OIDs of all tables and views of the extension, for the process's life. */
@@ -207,19 +210,20 @@ outbox_catalog_check_owner(Oid owner)
 {
 	static bool registered = false;
 	List	   *former = owned_relids;
+	uint64		changes;
 	ListCell   *lc;
 
+	owner_is_checked = false;
 	if (!registered)
 		CacheRegisterRelcacheCallback(outbox_catalog_forget_owner, (Datum) 0);
 	registered = true;
 	owned_relids = outbox_catalog_members();
 	list_free(former);
-	owner_is_checked = true;	/* what follows may find out otherwise */
+	changes = owner_changes;
 	foreach(lc, owned_relids)
 	{
 		if (outbox_catalog_relation_owner(lfirst_oid(lc)) == owner)
 			continue;
-		owner_is_checked = false;
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("\"%s.%s\" and \"%s.outbox\" have different owners",
@@ -228,6 +232,8 @@ outbox_catalog_check_owner(Oid owner)
 				 errdetail("The owner of a table or view can have code run with the rights of whoever uses it."),
 				 errhint("Let all tables and views of amqp_outbox have one owner: ALTER TABLE ... OWNER TO ....")));
 	}
+	/* unless something happened to them in the meantime */
+	owner_is_checked = changes == owner_changes;
 }
 
 Oid
@@ -490,19 +496,20 @@ outbox_catalog_claim_identity(void)
 	Oid			relid = outbox_catalog_relid("identity");
 	Relation	rel;
 	SysScanDesc scan;
-	bool		present;
+	HeapTuple	tuple;
 
 	if (identity_seen_relid == relid)
 		return;
 
 	rel = table_open(relid, RowExclusiveLock);
 	scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
-	present = HeapTupleIsValid(systable_getnext(scan));
-	systable_endscan(scan);
-	if (present)
-		identity_seen_relid = relid;
-	else
+	tuple = systable_getnext(scan);
+	if (!HeapTupleIsValid(tuple))
 		outbox_catalog_insert_identity(rel, false);
+	/* our own may yet be rolled back */
+	else if (!TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data)))
+		identity_seen_relid = relid;
+	systable_endscan(scan);
 	table_close(rel, NoLock);
 }
 

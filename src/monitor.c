@@ -13,8 +13,10 @@
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "replication/logicalworker.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 
 #include "backlog.h"
 #include "buffer.h"
@@ -195,17 +197,35 @@ outbox_sql_adopt(PG_FUNCTION_ARGS)
 }
 
 /*
+ * Is it logical replication that writes, and not a statement of ours within its
+ * process, which runs below a trigger there?  A restore may have set
+ * session_replication_role, or enabled the trigger for everybody.
+ */
+static bool
+outbox_monitor_is_replicated(void)
+{
+	return IsLogicalWorker() &&
+		DatumGetInt32(DirectFunctionCall1(pg_trigger_depth, (Datum) 0)) <= 1;
+}
+
+/*
  * ENABLE REPLICA triggers: a row goes nowhere.  A TRUNCATE can only be refused,
  * and must be, because it would take messages that were published here.
  */
 Datum
 outbox_sql_ignore_replicated(PG_FUNCTION_ARGS)
 {
+	TriggerData *data;
+
 	if (!CALLED_AS_TRIGGER(fcinfo))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("amqp_outbox.ignore_replicated() is a trigger function")));
-	if (TRIGGER_FIRED_BY_TRUNCATE(((TriggerData *) fcinfo->context)->tg_event))
+	data = (TriggerData *) fcinfo->context;
+	if (!outbox_monitor_is_replicated())
+		return PointerGetDatum(TRIGGER_FIRED_BY_UPDATE(data->tg_event) ?
+							   data->tg_newtuple : data->tg_trigtuple);
+	if (TRIGGER_FIRED_BY_TRUNCATE(data->tg_event))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot replicate TRUNCATE to the tables of amqp_outbox"),

@@ -90,7 +90,9 @@ outbox_permission_role_changed(Datum arg, int cacheid, uint32 hashvalue)
 static void
 outbox_permission_register(void)
 {
-	static const int caches[] = {FOREIGNSERVEROID, AUTHOID, AUTHMEMROLEMEM};
+	/* the owner of the database is a member of pg_database_owner */
+	static const int caches[] = {FOREIGNSERVEROID, AUTHOID, AUTHMEMROLEMEM,
+	DATABASEOID};
 	static bool registered = false;
 
 	if (registered)

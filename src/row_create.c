@@ -53,15 +53,18 @@ outbox_row_create_check(const CreateTrigStmt *stmt)
 {
 	Oid			relid = RangeVarGetRelid(stmt->relation, NoLock, true);
 	Relation	rel;
+	TriggerDesc *triggers;
 
 	if (!OidIsValid(relid))
 		return;
 	/* its lock is held, and what it has made becomes visible */
 	CommandCounterIncrement();
 	rel = relation_open(relid, NoLock);
-	for (int i = 0; rel->trigdesc && i < rel->trigdesc->numtriggers; i++)
+	/* as the executor does it: the relation's own may be replaced any time */
+	triggers = CopyTriggerDesc(rel->trigdesc);
+	for (int i = 0; triggers && i < triggers->numtriggers; i++)
 	{
-		Trigger    *trigger = &rel->trigdesc->triggers[i];
+		Trigger    *trigger = &triggers->triggers[i];
 
 		if (strcmp(trigger->tgname, stmt->trigname) == 0 &&
 			outbox_row_create_is_ours(trigger->tgfoid))

@@ -72,11 +72,13 @@
 	" content_type, content_encoding, persistent, priority, correlation_id," \
 	" reply_to, expiration_ms, message_timestamp, type, user_id, app_id," \
 	" mandatory, ordering_key, expires_at, published_by"
-#define OUTBOX_UNREADABLE_COLUMNS \
-	" body, reason, attempts, first_attempt_at, last_attempt_at," \
+#define OUTBOX_MALFORMED_COLUMNS \
+	" reason, attempts, first_attempt_at, last_attempt_at," \
 	" possible_duplicate, last_error, holds_key"
-#define OUTBOX_UNREADABLE_VALUES \
-	" '', 'malformed', 0, $3, $3, false, $4, $5"
+#define OUTBOX_MALFORMED_VALUES \
+	" 'malformed', 0, $3, $3, false, $4, $5"
+#define OUTBOX_UNREADABLE_COLUMNS	" body," OUTBOX_MALFORMED_COLUMNS
+#define OUTBOX_UNREADABLE_VALUES	" ''," OUTBOX_MALFORMED_VALUES
 
 /*
  * Whether an earlier message of the key of row "m" is not done: it waits in
@@ -127,6 +129,8 @@ typedef enum OutboxStatementId
 	STATEMENT_BURY_DEFERRED,
 	STATEMENT_DELIVER_DEFERRED,
 	STATEMENT_NEXT_DUE_ID,
+	STATEMENT_BURY_WHOLE,
+	STATEMENT_BURY_DEFERRED_WHOLE,
 	STATEMENT_BURY_READABLE,
 	STATEMENT_BURY_DEFERRED_READABLE,
 	STATEMENT_BURY_ID,
@@ -305,6 +309,23 @@ static const OutboxStatement statements[NSTATEMENTS] = {
 		" WHERE server_key = $1 AND due_at <= $2 AND (due_at, id) >= ($3, $4)"
 		" ORDER BY server_key, due_at, id LIMIT 1",
 		4, {INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID}
+	},
+	[STATEMENT_BURY_WHOLE] = {
+		"INSERT INTO amqp_outbox.dead_letter_item (" OUTBOX_COLUMNS ","
+		OUTBOX_MALFORMED_COLUMNS ")"
+		" SELECT " OUTBOX_COLUMNS "," OUTBOX_MALFORMED_VALUES
+		" AND ordering_key IS NOT NULL"
+		" FROM amqp_outbox.outbox WHERE server_key = $1 AND id = $2",
+		5, {INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID, BOOLOID}
+	},
+	[STATEMENT_BURY_DEFERRED_WHOLE] = {
+		"WITH gone AS (DELETE FROM amqp_outbox.deferred"
+		" WHERE server_key = $1 AND id = $2 RETURNING " OUTBOX_COLUMNS ")"
+		" INSERT INTO amqp_outbox.dead_letter_item (" OUTBOX_COLUMNS ","
+		OUTBOX_MALFORMED_COLUMNS ")"
+		" SELECT " OUTBOX_COLUMNS "," OUTBOX_MALFORMED_VALUES
+		" AND ordering_key IS NOT NULL FROM gone",
+		5, {INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID, BOOLOID}
 	},
 	[STATEMENT_BURY_READABLE] = {
 		"INSERT INTO amqp_outbox.dead_letter_item (" OUTBOX_READABLE_COLUMNS ","
@@ -997,11 +1018,11 @@ outbox_store_bury_as(OutboxStatementId statement, int32 server_key, int64 id,
 	outbox_store_execute(statement, values, NULL, SPI_OK_INSERT, 0);
 }
 
-/* In a subtransaction, because not even the rest of the row may be readable. */
-void
-outbox_store_bury_unreadable(int32 server_key, int64 id, bool deferred,
-							 const char *words, bool holds_key,
-							 TimestampTz now)
+/* The same in a subtransaction; false if it fails. */
+static bool
+outbox_store_try_bury_as(OutboxStatementId statement, int32 server_key,
+						 int64 id, const char *words, bool holds_key,
+						 TimestampTz now)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -1010,9 +1031,7 @@ outbox_store_bury_unreadable(int32 server_key, int64 id, bool deferred,
 	BeginInternalSubTransaction(NULL);
 	PG_TRY();
 	{
-		outbox_store_bury_as(deferred ? STATEMENT_BURY_DEFERRED_READABLE :
-							 STATEMENT_BURY_READABLE,
-							 server_key, id, words, holds_key, now);
+		outbox_store_bury_as(statement, server_key, id, words, holds_key, now);
 		ReleaseCurrentSubTransaction();
 		done = true;
 	}
@@ -1024,7 +1043,24 @@ outbox_store_bury_unreadable(int32 server_key, int64 id, bool deferred,
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
-	if (!done)
+	return done;
+}
+
+/*
+ * With all that it holds: perhaps it can be read and only not be built.  Else
+ * without large values; and not even the rest of the row may be readable.
+ */
+void
+outbox_store_bury_unreadable(int32 server_key, int64 id, bool deferred,
+							 const char *words, bool holds_key,
+							 TimestampTz now)
+{
+	if (!outbox_store_try_bury_as(deferred ? STATEMENT_BURY_DEFERRED_WHOLE :
+								  STATEMENT_BURY_WHOLE,
+								  server_key, id, words, holds_key, now) &&
+		!outbox_store_try_bury_as(deferred ? STATEMENT_BURY_DEFERRED_READABLE :
+								  STATEMENT_BURY_READABLE,
+								  server_key, id, words, holds_key, now))
 		outbox_store_bury_as(deferred ? STATEMENT_BURY_DEFERRED_ID :
 							 STATEMENT_BURY_ID, server_key, id, words,
 							 holds_key, now);

@@ -351,16 +351,54 @@ outbox_utility_object_access(ObjectAccessType access, Oid classId,
 		outbox_utility_create_trigger(objectId);
 }
 
-/* DROP EXTENSION ... CASCADE says that the messages may go as well. */
+/* The schema of CREATE EXTENSION; InvalidOid if there is none. */
+static Oid
+outbox_utility_extension_schema(void)
+{
+	Oid			extension = get_extension_oid(OUTBOX_EXTENSION, true);
+	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
+	Oid			schema = InvalidOid;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(extension));
+	scan = systable_beginscan(rel, ExtensionOidIndexId, true, NULL, 1, &key);
+	if (HeapTupleIsValid(tuple = systable_getnext(scan)))
+		schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return schema;
+}
+
+/*
+ * DROP EXTENSION ... CASCADE, and that of a schema it is in, says that the
+ * messages may go as well.
+ */
 static bool
 outbox_statement_drops_extension(Node *parsetree)
 {
-	ObjectType	type;
+	DropStmt   *stmt = (DropStmt *) parsetree;
+	Oid			schema;
+	ListCell   *lc;
 
-	if (!IsA(parsetree, DropStmt))
+	if (!IsA(parsetree, DropStmt) ||
+		(stmt->removeType != OBJECT_EXTENSION &&
+		 stmt->removeType != OBJECT_SCHEMA))
 		return false;
-	type = ((DropStmt *) parsetree)->removeType;
-	return type == OBJECT_EXTENSION || type == OBJECT_SCHEMA;
+	schema = outbox_utility_extension_schema();
+	foreach(lc, stmt->objects)
+	{
+		const char *name = strVal(lfirst(lc));
+
+		/* our own schema is named like the extension */
+		if (strcmp(name, OUTBOX_EXTENSION) == 0 ||
+			(stmt->removeType == OBJECT_SCHEMA && OidIsValid(schema) &&
+			 schema == get_namespace_oid(name, true)))
+			return true;
+	}
+	return false;
 }
 
 /* If the statement renames a server, a copy of it; else NULL. */
@@ -465,8 +503,9 @@ outbox_utility_pass_on(PlannedStmt *pstmt, const char *queryString,
 
 	PG_TRY();
 	{
-		if (outbox_statement_drops_extension(pstmt->utilityStmt))
-			dropping_extension = true;
+		/* also false, for a statement that an event trigger runs */
+		dropping_extension =
+			outbox_statement_drops_extension(pstmt->utilityStmt);
 		if (prev_ProcessUtility)
 			prev_ProcessUtility(pstmt, queryString, readOnlyTree, context,
 								params, queryEnv, dest, qc);

@@ -119,6 +119,7 @@ typedef struct OutboxWorker
 	uint32		requests;		/* OUTBOX_REQUEST_..., not yet served */
 	TimestampTz due_from;		/* of OUTBOX_REQUEST_DUE; DT_NOEND without */
 	bool		invalidated;	/* options may have changed */
+	bool		roles_changed;	/* some role; perhaps the server's owner */
 	OutboxReadResult read;		/* what the last read found */
 	bool		copy;			/* the database is a copy */
 	int			errors;			/* of our own SQL, in a row */
@@ -292,7 +293,7 @@ outbox_worker_connect(void)
 	{
 		StartTransactionCommand();
 		CommitTransactionCommand();
-		if (worker->invalidated)
+		if (worker->invalidated || worker->roles_changed)
 			return;				/* and load the options first */
 	}
 	if (!outbox_credentials_read(server, &credentials, &failure))
@@ -716,13 +717,37 @@ outbox_worker_renew(TimestampTz now)
 	outbox_worker_log_failure(&failure);
 }
 
+/*
+ * Whether credentials may be used now that might not, or the other way round.
+ * In a busy cluster roles change all the time: that alone is no reason to begin
+ * anew, with all that a reload forgets.
+ */
+static bool
+outbox_worker_owner_changed(void)
+{
+	MemoryContext context;
+	OutboxServer *server;
+	bool		changed;
+
+	server = outbox_worker_load_server(&context);
+	if (server == NULL)
+		return true;
+	changed = (server->refusal == NULL) != (worker->server->refusal == NULL) ||
+		(server->refusal && strcmp(server->refusal, worker->server->refusal) != 0);
+	MemoryContextDelete(context);
+	return changed;
+}
+
 static void
 outbox_worker_serve(TimestampTz now)
 {
-	/* an invalidation that no statement told us of */
-	if (worker->invalidated)
+	bool		invalidated = worker->invalidated;
+	bool		roles_changed = worker->roles_changed;
+
+	/* an invalidation that no statement told us of; the next may come any time */
+	worker->invalidated = worker->roles_changed = false;
+	if (invalidated || (roles_changed && outbox_worker_owner_changed()))
 		worker->requests |= OUTBOX_REQUEST_RELOAD;
-	worker->invalidated = false;
 
 	if (worker->requests & OUTBOX_REQUEST_RELOAD)
 		outbox_worker_reload(now);
@@ -1034,7 +1059,10 @@ outbox_worker_loop(void)
 static void
 outbox_worker_note_invalidation(Datum arg, int cacheid, uint32 hashvalue)
 {
-	worker->invalidated = true;
+	if (cacheid == AUTHOID || cacheid == AUTHMEMROLEMEM)
+		worker->roles_changed = true;
+	else
+		worker->invalidated = true;
 }
 
 static void

@@ -139,10 +139,10 @@ END
 is(settle_and_take(), 'shallow', 'headers too deep for the worker: the next one arrives');
 is( $node->safe_psql(
 		'postgres',
-		"SELECT reason, last_error FROM amqp_outbox.dead_letter
-			WHERE message_id = 'deep'"),
-	'malformed|stack depth limit exceeded',
-	'headers too deep for the worker: a dead letter');
+		"SELECT reason, last_error, convert_from(body, 'UTF8'), headers IS NOT NULL
+			FROM amqp_outbox.dead_letter WHERE message_id = 'deep'"),
+	'malformed|stack depth limit exceeded|x|t',
+	'headers too deep for the worker: a dead letter, with all that it holds');
 
 finish_node($node,
 	errors => qr/unexpected chunk number|invalid page|stack depth limit/);
