@@ -233,6 +233,7 @@ copy_source()
 	tar -C "$from" --exclude=./.git --exclude='*.o' --exclude='*.so' \
 		--exclude='*.bc' --exclude='./tmp_check*' --exclude='./results' \
 		--exclude=./test/helpers/amqp_tool --exclude=./test/helpers/amqp_bare \
+		--exclude=./test/bench/relay \
 		--exclude='./test/fuzz/fuzz_*' \
 		-cf - . | tar -C "$WORK/source" --no-same-owner -xf - ||
 		die "cannot copy the source tree"
@@ -255,6 +256,8 @@ go_inside()
 	touch "$WORK/$MARKER"
 	ensure_packages
 	copy_source
+	# a script may want something else from outside
+	! declare -F bring_in >/dev/null || bring_in
 	if [ "$(id -u)" = 0 ]; then
 		chown -R nobody: "$WORK"
 		user=(setpriv --reuid=nobody --regid="$(id -g nobody)" --clear-groups)

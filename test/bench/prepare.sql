@@ -18,12 +18,16 @@ ALTER TABLE plain
 -- message_id holds the body where the bare publisher's latency is measured
 CREATE TABLE arrived (message_id text, arrived_us bigint);
 
+-- when pgbench saw that a transaction had committed, and how long that took
+CREATE TABLE committed (message_id text, committed_us bigint, took_us bigint);
+
 CREATE TABLE measured (
 	n integer GENERATED ALWAYS AS IDENTITY,
+	part text,
 	round integer,
 	figure text,
 	side text,				-- outbox, or what it is compared with
 	value double precision,
-	unit text,				-- /s, or one of time, of which less is better
+	unit text,				-- /s; of any other, less is better
 	goal text				-- empty: none, or the one in report.sql
 );

@@ -11,20 +11,6 @@ publish_scheduled()
 		FROM generate_series(1, $BACKLOG) i" >/dev/null && query CHECKPOINT
 }
 
-start_worker()
-{
-	set_enabled on
-	query "SELECT amqp_publish('', 'bench', 'the worker is up'::text)" >/dev/null
-	await 60 all_settled || die "the worker does not start"
-}
-
-# Nanoseconds of CPU that the worker has used.
-worker_cpu()
-{
-	cut -d ' ' -f 1 "/proc/$(query "SELECT pid FROM pg_stat_activity
-		WHERE backend_type = 'amqp_outbox worker'")/schedstat"
-}
-
 note_idle()
 {
 	local begin

@@ -9,18 +9,21 @@
  * Messages look like the extension's: persistent, mandatory, with a message id
  * of 36 characters and a content type.
  *
- *	cc -O2 -o amqp_bare amqp_bare.c -lrabbitmq -lm
+ *	cc -O2 -o amqp_bare amqp_bare.c -lrabbitmq -lssl -lcrypto -lm
  *	amqp_bare --key KEY [--exchange NAME] [--url URL] [--count N] [--size B]
- *	          [--window W] [--rate R]
+ *	          [--window W] [--rate R] [--cacertfile FILE]
  *
- * --url as for amqp_tool.  With --rate about R messages a second leave, at
+ * --url as for amqp_tool; with amqps:// the broker's certificate is verified,
+ * by the authorities in --cacertfile.  With --rate about R messages a second leave, at
  * random moments as pgbench --rate chooses them, and each body begins with the
  * time of its sending in microseconds since the epoch and a blank; else as fast
  * as they go.  At the end, when all are confirmed, it prints one line:
  *
- *	{"count":N, "confirmed":N, "rejected":N, "returned":N, "seconds":S}
+ *	{"count":N, "confirmed":N, "rejected":N, "returned":N, "seconds":S,
+ *	 "cpu_seconds":S}
  *
- * with the seconds from the first message to the last confirm.  Exit code 0 if
+ * with the seconds from the first message to the last confirm, and the CPU that
+ * it used in them.  Exit code 0 if
  * all were confirmed, 2 for trouble with the broker.
  */
 #define _GNU_SOURCE
@@ -37,6 +40,9 @@
 #include <math.h>
 #include <netdb.h>
 #include <netinet/tcp.h>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#include <openssl/x509v3.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -60,9 +66,12 @@ static uint64_t opt_count = 100000;
 static size_t opt_size = 256;
 static int	opt_window = 1024;
 static double opt_rate;
+static const char *opt_cacertfile;
 
 /* the connection */
 static int	sock = -1;
+static SSL *tls;				/* NULL: without */
+static bool tls_wants_write;	/* even to read */
 static amqp_connection_state_t codec;
 static size_t frame_max;
 
@@ -188,14 +197,51 @@ put_content(amqp_basic_properties_t *properties, const char *body, size_t size)
 	}
 }
 
+/* What a call of OpenSSL returned, as send() and recv() would have. */
+static ssize_t
+tls_result(int n)
+{
+	if (n > 0)
+		return n;
+	switch (SSL_get_error(tls, n))
+	{
+		case SSL_ERROR_WANT_WRITE:
+			tls_wants_write = true;
+			/* FALLTHROUGH */
+		case SSL_ERROR_WANT_READ:
+			errno = EAGAIN;
+			return -1;
+		case SSL_ERROR_ZERO_RETURN:
+			return 0;
+	}
+	fail("TLS: %s", ERR_error_string(ERR_get_error(), NULL));
+}
+
+static ssize_t
+socket_send(const char *data, size_t size)
+{
+	if (tls == NULL)
+		return send(sock, data, size, MSG_NOSIGNAL);
+	ERR_clear_error();
+	return tls_result(SSL_write(tls, data, size));
+}
+
+static ssize_t
+socket_receive(char *buffer, size_t size)
+{
+	if (tls == NULL)
+		return recv(sock, buffer, size, 0);
+	ERR_clear_error();
+	return tls_result(SSL_read(tls, buffer, size));
+}
+
 /* Send what the socket takes. */
 static void
 flush(void)
 {
 	while (out_begin < out_end)
 	{
-		ssize_t		n = send(sock, out + out_begin, out_end - out_begin,
-							 MSG_NOSIGNAL);
+		ssize_t		n = socket_send(out + out_begin, out_end - out_begin);
 
 		if (n > 0)
 			out_begin += n;
@@ -233,7 +279,7 @@ next_frame(amqp_frame_t *frame)
 				frame->frame_type == AMQP_FRAME_BODY)
 				return true;
 		}
-		n = recv(sock, buffer, sizeof buffer, 0);
+		n = socket_receive(buffer, sizeof buffer);
 		if (n == 0)
 			fail("the broker closed the connection");
 		if (n < 0 && errno == EAGAIN)
@@ -249,11 +295,13 @@ next_frame(amqp_frame_t *frame)
 static void
 wait_for_socket(int64_t timeout_us)
 {
-	struct pollfd p = {sock, POLLIN | (out_begin < out_end ? POLLOUT : 0), 0};
+	struct pollfd p = {sock, POLLIN |
+	(out_begin < out_end || tls_wants_write ? POLLOUT : 0), 0};
 	struct timespec t = {timeout_us / 1000000, timeout_us % 1000000 * 1000};
 
 	if (ppoll(&p, 1, timeout_us < 0 ? NULL : &t, NULL) < 0 && errno != EINTR)
 		fail("poll: %s", strerror(errno));
+	tls_wants_write = false;
 }
 
 static void *
@@ -299,6 +347,46 @@ open_socket(const char *host, int port)
 	if (ioctl(sock, FIONBIO, &one) < 0)
 		fail("ioctl: %s", strerror(errno));
 	freeaddrinfo(addresses);
+}
+
+/* The broker must be who the URL says, an address as in the extension. */
+static void
+start_tls(const char *host)
+{
+	SSL_CTX    *context = SSL_CTX_new(TLS_client_method());
+	int64_t		deadline = clock_us(CLOCK_MONOTONIC) + LOGIN_TIMEOUT * 1000;
+	X509_VERIFY_PARAM *param;
+	int			n;
+
+	if (context == NULL ||
+		(opt_cacertfile != NULL
+		 ? !SSL_CTX_load_verify_locations(context, opt_cacertfile, NULL)
+		 : !SSL_CTX_set_default_verify_paths(context)))
+		fail("TLS: %s", ERR_error_string(ERR_get_error(), NULL));
+	SSL_CTX_set_min_proto_version(context, TLS1_2_VERSION);
+	SSL_CTX_set_verify(context, SSL_VERIFY_PEER, NULL);
+	SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE |
+					 SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+	tls = SSL_new(context);
+	if (tls == NULL || !SSL_set_fd(tls, sock))
+		fail("TLS: %s", ERR_error_string(ERR_get_error(), NULL));
+	param = SSL_get0_param(tls);
+	if (!X509_VERIFY_PARAM_set1_ip_asc(param, host) &&
+		!X509_VERIFY_PARAM_set1_host(param, host, 0))
+		fail("TLS: wrong host \"%s\"", host);
+	for (;;)
+	{
+		ERR_clear_error();
+		n = SSL_connect(tls);
+		if (n > 0)
+			break;
+		if (tls_result(n) == 0)
+			fail("the broker closed the connection");
+		wait_for_socket(100000);
+		if (clock_us(CLOCK_MONOTONIC) > deadline)
+			fail("no TLS with the broker");
+	}
+	SSL_CTX_free(context);
 }
 
 static void
@@ -349,12 +437,14 @@ connect_to_broker(void)
 	char	   *copy = strdup(url != NULL ? url : "amqp://127.0.0.1:5672");
 
 	amqp_default_connection_info(&info);
-	if (amqp_parse_url(copy, &info) != AMQP_STATUS_OK || info.ssl)
+	if (amqp_parse_url(copy, &info) != AMQP_STATUS_OK)
 		fail("wrong URL \"%s\"", url);
 	codec = amqp_new_connection();
 	if (codec == NULL)
 		fail("out of memory");
 	open_socket(info.host, info.port);
+	if (info.ssl)
+		start_tls(info.host);
 	log_in(&info);
 	free(copy);
 }
@@ -455,6 +545,7 @@ publish_all(void)
 {
 	char	   *body = malloc(opt_size + 1);
 	int64_t		start = clock_us(CLOCK_MONOTONIC);
+	int64_t		cpu = clock_us(CLOCK_PROCESS_CPUTIME_ID);
 	amqp_frame_t frame;
 
 	memset(body, 'x', opt_size);
@@ -484,8 +575,10 @@ publish_all(void)
 	}
 	printf("{\"count\":%" PRIu64 ",\"confirmed\":%" PRIu64 ","
 		   "\"rejected\":%" PRIu64 ",\"returned\":%" PRIu64 ","
-		   "\"seconds\":%.6f}\n", opt_count, confirmed, rejected, returned,
-		   (clock_us(CLOCK_MONOTONIC) - start) / 1e6);
+		   "\"seconds\":%.6f,\"cpu_seconds\":%.6f}\n",
+		   opt_count, confirmed, rejected, returned,
+		   (clock_us(CLOCK_MONOTONIC) - start) / 1e6,
+		   (clock_us(CLOCK_PROCESS_CPUTIME_ID) - cpu) / 1e6);
 	free(body);
 }
 
@@ -500,6 +593,7 @@ parse_options(int argc, char **argv)
 		{"size", required_argument, NULL, 's'},
 		{"window", required_argument, NULL, 'w'},
 		{"rate", required_argument, NULL, 'r'},
+		{"cacertfile", required_argument, NULL, 'a'},
 		{NULL, 0, NULL, 0}
 	};
 	int			c;
@@ -529,6 +623,9 @@ parse_options(int argc, char **argv)
 			case 'r':
 				opt_rate = atof(optarg);
 				break;
+			case 'a':
+				opt_cacertfile = optarg;
+				break;
 			default:
 				exit(1);
 		}
@@ -551,6 +648,7 @@ main(int argc, char **argv)
 		fail("out of memory");
 	connect_to_broker();
 	publish_all();
+	SSL_free(tls);
 	close(sock);
 	amqp_destroy_connection(codec);
 	return confirmed == opt_count ? 0 : 2;
