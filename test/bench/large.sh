@@ -1,6 +1,14 @@
 # shellcheck shell=bash
 #
 # large: the drain of large bodies to a classic queue, against the bare publisher's.
+# They cannot be compressed.
+
+# random_body BYTES: a multiple of 64
+random_body()
+{
+	echo "(SELECT string_agg(sha512(i::text::bytea), '')
+		FROM generate_series(1, $1 / 64) i)"
+}
 
 large()
 {
@@ -8,7 +16,7 @@ large()
 
 	for SIZE in 1048576 16777216; do
 		MESSAGES=$((LARGE * 262144 / SIZE))
-		BODY="convert_to(repeat('x', $SIZE), 'UTF8')"
+		BODY=$(random_body $SIZE)
 		figure="draining $MESSAGES messages of $((SIZE / 1048576)) MB"
 		ours() { drain_outbox "$figure"; }
 		theirs() { drain_bare "$figure" '≥ 0.9'; }

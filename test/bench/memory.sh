@@ -39,7 +39,7 @@ memory()
 	in_turn ours
 	ours() {
 		local MESSAGES=$LARGE idle figure="memory of the worker, $LARGE messages of 1 MB"
-		local BODY="convert_to(repeat('x', 1048576), 'UTF8')"
+		local BODY=$(random_body 1048576)
 
 		fresh_queue
 		reset_tables
