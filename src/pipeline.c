@@ -53,6 +53,9 @@
 #define OUTBOX_READ_ROWS		1024
 #define OUTBOX_READ_MIN_ROOM	512
 
+/* And bytes: the socket must not run dry while large ones are read. */
+#define OUTBOX_READ_BYTES		(2 * 1024 * 1024)
+
 /* Deferred messages of one batch; less than OUTBOX_READ_MIN_ROOM. */
 #define OUTBOX_DUE_ROWS			256
 
@@ -237,7 +240,8 @@ outbox_pipeline_room_bytes(const OutboxPipeline *pipeline)
 {
 	Size		used = outbox_ledger_bytes(pipeline->ledger);
 
-	return used < OUTBOX_LEDGER_BYTES ? OUTBOX_LEDGER_BYTES - used : 0;
+	return used < OUTBOX_LEDGER_BYTES ?
+		Min(OUTBOX_LEDGER_BYTES - used, OUTBOX_READ_BYTES) : 0;
 }
 
 /*
