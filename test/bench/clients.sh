@@ -2,13 +2,18 @@
 #
 # clients: enqueueing by many clients, and while messages are delivered.
 
-# delivering COMMAND...: with a worker that delivers
+# delivering COMMAND...: with a worker that delivers; what it used of the CPU
 delivering()
 {
+	local cpu
+
 	fresh_queue
 	start_worker
+	cpu=$(worker_cpu)
 	"$@"
 	await_settled
+	note "worker's CPU for each of them" outbox "$(query "SELECT
+		($(worker_cpu) - $cpu) / 1e3 / count(*) FROM amqp_outbox.outbox")" µs
 	stop_worker
 }
 
@@ -23,7 +28,7 @@ clients()
 		in_turn ours theirs
 	done
 	figure='1 message per transaction, 8 clients, being delivered meanwhile'
-	ours() { delivering single "$figure" outbox publish -c 8 -j 2; }
+	ours() { reset_tables && delivering single "$figure" outbox publish -c 8 -j 2; }
 	theirs() { single "$figure" plain insert -c 8 -j 2; }
 	in_turn ours theirs
 	figure='transactions of 1,000 messages, 4 clients'
