@@ -56,6 +56,17 @@
 /* And bytes: the socket must not run dry while large ones are read. */
 #define OUTBOX_READ_BYTES		(2 * 1024 * 1024)
 
+/*
+ * A look at the outbox for each commit costs more than the message where there
+ * are many.  When so many messages came in so many ms, and the last look found
+ * few, commits do not wake us for a while; what came meanwhile is read together.
+ * Below that rate nothing waits.
+ */
+#define OUTBOX_RUSH_MS			32
+#define OUTBOX_RUSH_MESSAGES	96
+#define OUTBOX_RUSH_FEW			64
+#define OUTBOX_REST_MS			1
+
 /* Deferred messages of one batch; less than OUTBOX_READ_MIN_ROOM. */
 #define OUTBOX_DUE_ROWS			256
 
@@ -97,6 +108,11 @@ struct OutboxPipeline
 	XLogRecPtr	durable_lsn;	/* must be durable before publishing */
 	bool		durable;		/* and is */
 	bool		full;			/* commits do not wake us */
+
+	TimestampTz rush_began;		/* of the present count */
+	int			rush_count;		/* messages read since */
+	bool		rush;			/* there were many in the count before */
+	TimestampTz rest_until;		/* nothing is read before; 0: no rest */
 
 	TimestampTz next_due;		/* of the deferred messages; 0: none */
 	OutboxPlace due_floor;		/* there are none before this place */
@@ -348,8 +364,8 @@ outbox_pipeline_date_batch(OutboxPipeline *pipeline, int n)
 	}
 }
 
-/* Read the outbox below the horizon. */
-static void
+/* Read the outbox below the horizon; returns how many messages there were. */
+static int
 outbox_pipeline_read_outbox(OutboxPipeline *pipeline, int64 horizon,
 							const OutboxServer *server)
 {
@@ -366,7 +382,7 @@ outbox_pipeline_read_outbox(OutboxPipeline *pipeline, int64 horizon,
 									 batch);
 		pipeline->bury_outbox = false;
 		pipeline->damaged_id = 0;
-		return;
+		return 1;
 	}
 	pipeline->reading = OUTBOX_READING_OUTBOX;
 	pipeline->read_end = end;
@@ -386,6 +402,7 @@ outbox_pipeline_read_outbox(OutboxPipeline *pipeline, int64 horizon,
 	if (pipeline->read_through >= pipeline->damaged_id)
 		pipeline->damaged_id = 0;	/* it can be read after all */
 	pipeline->reading = OUTBOX_READING_NOTHING;
+	return n;
 }
 
 /*
@@ -484,6 +501,47 @@ outbox_pipeline_has_room(const OutboxPipeline *pipeline)
 		outbox_ledger_unpublished(pipeline->ledger) < OUTBOX_READ_ROWS;
 }
 
+/* Count n messages that were read, and find out whether to rest after them. */
+static void
+outbox_pipeline_note_rush(OutboxPipeline *pipeline, int n, TimestampTz now)
+{
+	int64		elapsed = now - pipeline->rush_began;
+
+	if (elapsed < 0 || elapsed >= OUTBOX_RUSH_MS * 1000)
+	{
+		/* a count that ended long ago says nothing */
+		pipeline->rush = pipeline->rush_count >= OUTBOX_RUSH_MESSAGES &&
+			elapsed >= 0 && elapsed < 2 * OUTBOX_RUSH_MS * 1000;
+		pipeline->rush_began = now;
+		pipeline->rush_count = 0;
+	}
+	pipeline->rush_count += n;
+	if (!pipeline->rush || n == 0 || n > OUTBOX_RUSH_FEW)
+		return;
+	pipeline->rest_until = TimestampTzPlusMilliseconds(now, OUTBOX_REST_MS);
+	outbox_horizon_ignore();
+}
+
+/* Milliseconds until something is read again, also if the clock was set back. */
+static long
+outbox_pipeline_rest(const OutboxPipeline *pipeline, TimestampTz now)
+{
+	long		ms = pipeline->rest_until == 0 ? 0 :
+		TimestampDifferenceMilliseconds(now, pipeline->rest_until);
+
+	return ms > OUTBOX_REST_MS ? 0 : ms;
+}
+
+TimestampTz
+outbox_pipeline_next_read(const OutboxPipeline *pipeline)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (pipeline->rest_until == 0)
+		return 0;
+	return TimestampTzPlusMilliseconds(now, outbox_pipeline_rest(pipeline, now));
+}
+
 OutboxReadResult
 outbox_pipeline_read(OutboxPipeline *pipeline, const OutboxServer *server)
 {
@@ -491,6 +549,7 @@ outbox_pipeline_read(OutboxPipeline *pipeline, const OutboxServer *server)
 	OutboxServer current = *server;
 	TimestampTz now;
 	int64		horizon;
+	int			n = 0;
 
 	if (!outbox_pipeline_has_room(pipeline))
 	{
@@ -502,6 +561,9 @@ outbox_pipeline_read(OutboxPipeline *pipeline, const OutboxServer *server)
 	}
 	pipeline->full = false;
 	now = GetCurrentTimestamp();
+	if (outbox_pipeline_rest(pipeline, now) > 0)
+		return OUTBOX_READ_NOTHING;
+	pipeline->rest_until = 0;
 	/* the horizon first, the snapshot afterwards: see horizon.c */
 	horizon = OidIsValid(pipeline->outbox) ?
 		outbox_horizon_read(pipeline->outbox) : 0;
@@ -528,8 +590,9 @@ outbox_pipeline_read(OutboxPipeline *pipeline, const OutboxServer *server)
 	if (pipeline->server_key != 0 && outbox_pipeline_has_due(pipeline, now))
 		outbox_pipeline_read_due(pipeline, now, &current);
 	if (pipeline->server_key != 0 && horizon > pipeline->read_through + 1)
-		outbox_pipeline_read_outbox(pipeline, horizon, &current);
+		n = outbox_pipeline_read_outbox(pipeline, horizon, &current);
 	outbox_store_commit();
+	outbox_pipeline_note_rush(pipeline, n, now);
 
 	if (pipeline->server_key != 0)
 		pipeline->orphans = false;

@@ -43,6 +43,9 @@ extern bool outbox_pipeline_has_room(const OutboxPipeline *pipeline);
 extern OutboxReadResult outbox_pipeline_read(OutboxPipeline *pipeline,
 											 const OutboxServer *server);
 
+/* When something is read again, where commits do not wake us; 0: they do. */
+extern TimestampTz outbox_pipeline_next_read(const OutboxPipeline *pipeline);
+
 /*
  * After an error that ended a transaction: if it was reading that failed, and
  * for a row that is damaged, go nearer to that row, and in the end past it; it

@@ -925,6 +925,8 @@ outbox_worker_timeout(TimestampTz now)
 		timeout = outbox_worker_until(worker->rotate_at, now, timeout);
 		timeout = outbox_worker_until(outbox_pipeline_next_count(worker->pipeline),
 									  now, timeout);
+		timeout = outbox_worker_until(outbox_pipeline_next_read(worker->pipeline),
+									  now, timeout);
 		timeout = outbox_worker_until(outbox_keeper_next(worker->keeper), now,
 									  timeout);
 	}
