@@ -7,7 +7,8 @@ CREATE USER MAPPING FOR PUBLIC SERVER bench
 	OPTIONS (user 'guest', password 'guest');
 
 -- The plain table that the outbox is compared with: the same columns and the
--- same key, filled by an ordinary INSERT.
+-- same key, filled by an ordinary INSERT with the same values.  (published_by is
+-- null where no role's backlog is limited.)
 CREATE TABLE plain (LIKE amqp_outbox.outbox_0 INCLUDING ALL);
 CREATE SEQUENCE plain_id OWNED BY plain.id;
 ALTER TABLE plain
