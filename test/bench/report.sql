@@ -10,6 +10,7 @@
 CREATE VIEW goal AS
 SELECT figure, side, coalesce(nullif(max(goal), ''),
 	CASE WHEN min(unit) <> '/s' OR figure LIKE '%synchronous_commit%' THEN ''
+		WHEN side = 'plain' AND figure ~ 'in one transaction|1,000 messages' THEN '≥ 1.2'
 		WHEN side = 'plain' THEN '≥ 1'
 		WHEN side = 'alone' THEN '≥ 0.5'
 		WHEN side = 'bare' THEN '≥ 0.9' ELSE '' END) AS goal
@@ -61,10 +62,11 @@ FROM figure GROUP BY figure, unit, side, kind, goal;
 
 CREATE FUNCTION show_figure(value double precision, unit text) RETURNS text
 LANGUAGE sql AS $$
-	SELECT to_char(value, CASE WHEN unit = '/s' OR abs(value) >= 1000
+	-- nothing where there was nothing to compare
+	SELECT coalesce(to_char(value, CASE WHEN unit = '/s' OR abs(value) >= 1000
 			THEN 'FM999,999,999,990' WHEN abs(value) >= 100 THEN 'FM990.0'
 			ELSE 'FM990.00' END)
-		|| CASE unit WHEN '/s' THEN unit WHEN '' THEN '' ELSE ' ' || unit END
+		|| CASE unit WHEN '/s' THEN unit WHEN '' THEN '' ELSE ' ' || unit END, '-')
 $$;
 
 CREATE TABLE markdown AS
