@@ -14,6 +14,8 @@
  */
 #include "backend.h"
 
+#include <math.h>
+
 #include "access/xact.h"
 #include "commands/defrem.h"
 #include "mb/pg_wchar.h"
@@ -537,6 +539,27 @@ parse_int(const char *value, int *result, int flags, const char **hintmsg)
 
 	*result = (int) number;
 	return end != value && *end == '\0' && number == (int) number;
+}
+
+/* As parse_real() reads bytes: a number, and perhaps a unit. */
+bool
+parse_real(const char *value, double *result, int flags, const char **hintmsg)
+{
+	static const char *const units[] = {"B", "kB", "MB", "GB", "TB"};
+	char	   *end;
+
+	*result = strtod(value, &end);
+	if (end == value)
+		return false;
+	end += strspn(end, " ");
+	for (int i = 0; i < (int) lengthof(units) && *end != '\0'; i++)
+	{
+		if (strcmp(end, units[i]) != 0)
+			continue;
+		*result *= pow(1024, i);
+		return true;
+	}
+	return *end == '\0';
 }
 
 /* The rules of PostgreSQL's, but for truncation. */
