@@ -35,7 +35,7 @@ WORKER_ERROR = re.compile(r'^\S+ \S+ \S+ \[\d+\] (ERROR|FATAL): ')
 # What a worker is made to say: headers deeper than it may go.
 EXPECTED = re.compile(r'stack depth limit exceeded')
 
-STATEMENT_SECONDS = 30
+STATEMENT_SECONDS = 120         # a replay of all, under sanitizers, takes its time
 DRAIN_SECONDS = 60               # without any progress
 
 rnd = random.Random()
