@@ -256,6 +256,8 @@ SKIP:
 	my $seen = 0;
 
 	open(my $maps, '<', "/proc/$pid/maps") or skip 'no /proc', 2;
+	# a sanitizer's shadow is terabytes, and it keeps what was freed
+	skip 'under AddressSanitizer', 2 if slurp_file("/proc/$pid/maps") =~ /libasan/;
 	open(my $memory, '<:raw', "/proc/$pid/mem") or skip 'memory cannot be read', 2;
 	while (my $line = <$maps>)
 	{
