@@ -11,7 +11,7 @@ PGFILEDESC = "amqp_outbox - transactional outbox for AMQP"
 # In the order of the rooms: a file uses only files that stand before it.
 ROOMS = message trace rate health settings clock horizon measure registry \
 	backlog shared catalog leaf secret resolve tls token target option credential server \
-	recent flush pile buffer store ordering ledger census settlement destination \
+	recent flush pile buffer store receipt scan fetch outcome ordering ledger census settlement destination \
 	stream properties topology wire login returned assertion transport_amqp091 \
 	pipeline keeper rotation prune scout worker launcher chart examination doctor query \
 	pattern permission utility claim admit enqueue template row_json row_option \

@@ -16,6 +16,9 @@
  */
 #include "postgres.h"
 
+#include <limits.h>
+
+#include "catalog/pg_type.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -59,6 +62,46 @@ outbox_census_want(OutboxCensus *census)
 	census->begun = false;
 }
 
+/* What waits: beyond the newest receipt $2 in the outbox, below $3 */
+static OutboxStatement sum_backlog = {
+	.sql = "SELECT published_by, count(*), sum(octet_length(body)"
+	/* as a value of its own it is not compressed, and has a header of 4 */
+	" + coalesce(pg_column_size(headers || '{}') - 4, 0))"
+	" FROM (SELECT published_by, body, headers FROM amqp_outbox.outbox"
+	" WHERE server_key = $1 AND id > $2 AND id < $3"
+	" UNION ALL SELECT published_by, body, headers FROM amqp_outbox.deferred"
+	" WHERE server_key = $1 AND id < $3) m GROUP BY published_by",
+	.nparams = 3, .types = {INT4OID, INT8OID, INT8OID}
+};
+
+/*
+ * Add up what waits, by the roles that published it (server OIDs are left out):
+ * messages of the outbox with after < id < before, and deferred ones with
+ * id < before.
+ */
+static void
+outbox_census_sum(int32 server_key, int64 after, int64 before,
+					 OutboxBacklogSums *sums)
+{
+	Datum		values[3];
+	uint64		n;
+
+	values[0] = Int32GetDatum(server_key);
+	values[1] = Int64GetDatum(after);
+	values[2] = Int64GetDatum(before);
+	n = outbox_store_select(&sum_backlog, values, INT_MAX);
+	for (uint64 i = 0; i < n; i++)
+	{
+		char	   *role = outbox_store_string((int) i, 1);
+		OutboxBacklogSum *sum =
+			outbox_backlog_sum(sums, InvalidOid, role ? role : "",
+							   role ? Min(strlen(role), NAMEDATALEN - 1) : 0);
+
+		outbox_quantity_add(&sum->all, DatumGetInt64(outbox_store_column(i, 2)),
+							DatumGetInt64(outbox_store_column(i, 3)));
+	}
+}
+
 /* In one snapshot, which is taken after the horizon was looked at. */
 static void
 outbox_census_count(OutboxCensus *census, Oid serverid, int32 server_key,
@@ -74,8 +117,8 @@ outbox_census_count(OutboxCensus *census, Oid serverid, int32 server_key,
 	census->counted.n = 0;
 	if (!outbox_store_begin())
 		return;
-	outbox_store_backlog(server_key, through_id, census->from,
-						 &census->counted);
+	outbox_census_sum(server_key, through_id, census->from,
+					  &census->counted);
 	outbox_store_commit();
 	outbox_backlog_counted(serverid, &census->counted);
 

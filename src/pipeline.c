@@ -34,20 +34,23 @@
 
 #include "census.h"
 #include "destination.h"
+#include "fetch.h"
 #include "flush.h"
 #include "horizon.h"
 #include "ledger.h"
 #include "measure.h"
+#include "outcome.h"
 #include "pipeline.h"
 #include "properties.h"
 #include "rate.h"
+#include "receipt.h"
 #include "registry.h"
+#include "settings.h"
 #include "settlement.h"
 #include "store.h"
 
 /* Messages between being read and being settled, at the most. */
 #define OUTBOX_LEDGER_SIZE		4096
-#define OUTBOX_LEDGER_BYTES		(32 * 1024 * 1024)
 
 /* Rows of one reading transaction, and when it is worth while to begin one. */
 #define OUTBOX_READ_ROWS		1024
@@ -197,7 +200,7 @@ outbox_pipeline_open(OutboxPipeline *pipeline)
 	pipeline->server_key = outbox_store_server_key(pipeline->server_name);
 	if (pipeline->server_key == 0)
 		return OUTBOX_READ_NOTHING;
-	outbox_store_newest_receipt(pipeline->server_key, &pipeline->receipt);
+	outbox_receipt_newest(pipeline->server_key, &pipeline->receipt);
 	pipeline->read_through = pipeline->receipt.through_id;
 	/* its writer may have died before it could say so */
 	outbox_registry_settled(pipeline->receipt.through_id);
@@ -250,14 +253,21 @@ outbox_pipeline_new_batch(void)
 								 ALLOCSET_DEFAULT_SIZES);
 }
 
+/* What may be held of messages, in bytes. */
+static Size
+outbox_pipeline_read_ahead(void)
+{
+	return (Size) outbox_read_ahead * 1024 * 1024;
+}
+
 /* Room for bodies; at least one message is always read. */
 static Size
 outbox_pipeline_room_bytes(const OutboxPipeline *pipeline)
 {
 	Size		used = outbox_ledger_bytes(pipeline->ledger);
+	Size		limit = outbox_pipeline_read_ahead();
 
-	return used < OUTBOX_LEDGER_BYTES ?
-		Min(OUTBOX_LEDGER_BYTES - used, OUTBOX_READ_BYTES) : 0;
+	return used < limit ? Min(limit - used, OUTBOX_READ_BYTES) : 0;
 }
 
 /*
@@ -386,10 +396,10 @@ outbox_pipeline_read_outbox(OutboxPipeline *pipeline, int64 horizon,
 	}
 	pipeline->reading = OUTBOX_READING_OUTBOX;
 	pipeline->read_end = end;
-	n = outbox_store_read(batch, pipeline->server_key,
-						  pipeline->read_through, end, max_rows,
-						  outbox_pipeline_room_bytes(pipeline), server,
-						  &pipeline->doubt, pipeline->batch, &complete);
+	n = outbox_fetch(batch, pipeline->server_key,
+					 pipeline->read_through, end, max_rows,
+					 outbox_pipeline_room_bytes(pipeline), server,
+					 &pipeline->doubt, pipeline->batch, &complete);
 	Assert(n == 0 || pipeline->batch[n - 1]->id < horizon);
 	if (n > 0)
 	{
@@ -453,7 +463,7 @@ outbox_pipeline_read_due(OutboxPipeline *pipeline, TimestampTz now,
 	pipeline->reading = OUTBOX_READING_DEFERRED;
 	if (pipeline->bury_deferred)
 	{
-		int64		id = outbox_store_next_due_id(pipeline->server_key,
+		int64		id = outbox_fetch_next_due_id(pipeline->server_key,
 												  &pipeline->due_floor, now);
 
 		pipeline->reading = OUTBOX_READING_NOTHING;
@@ -461,10 +471,10 @@ outbox_pipeline_read_due(OutboxPipeline *pipeline, TimestampTz now,
 		pipeline->row_by_row = pipeline->bury_deferred = false;
 		return;
 	}
-	n = outbox_store_read_due(batch, pipeline->server_key,
-							  &pipeline->due_floor, now, max_rows,
-							  outbox_pipeline_room_bytes(pipeline), server,
-							  &pipeline->doubt, pipeline->batch);
+	n = outbox_fetch_due(batch, pipeline->server_key,
+						 &pipeline->due_floor, now, max_rows,
+						 outbox_pipeline_room_bytes(pipeline), server,
+						 &pipeline->doubt, pipeline->batch);
 	if (n > 0)
 	{
 		outbox_pipeline_take(pipeline, n, batch);
@@ -481,7 +491,7 @@ outbox_pipeline_read_due(OutboxPipeline *pipeline, TimestampTz now,
 	if (n == 0)
 	{
 		pipeline->row_by_row = false;
-		pipeline->next_due = outbox_store_next_due(pipeline->server_key,
+		pipeline->next_due = outbox_fetch_next_due(pipeline->server_key,
 												   &pipeline->due_floor);
 	}
 }
@@ -497,7 +507,8 @@ bool
 outbox_pipeline_has_room(const OutboxPipeline *pipeline)
 {
 	return outbox_ledger_room(pipeline->ledger) >= OUTBOX_READ_MIN_ROOM &&
-		outbox_ledger_bytes(pipeline->ledger) < OUTBOX_LEDGER_BYTES / 2 &&
+		outbox_pipeline_room_bytes(pipeline) >=
+		Min(outbox_pipeline_read_ahead(), OUTBOX_READ_BYTES) &&
 		outbox_ledger_unpublished(pipeline->ledger) < OUTBOX_READ_ROWS;
 }
 
@@ -580,7 +591,7 @@ outbox_pipeline_read(OutboxPipeline *pipeline, const OutboxServer *server)
 								   &current.mandatory);
 	if (pipeline->server_key != 0 && pipeline->orphans)
 	{
-		outbox_store_release_orphans(pipeline->server_key, now);
+		outbox_outcome_release_orphans(pipeline->server_key, now);
 		outbox_pipeline_look_for_due(pipeline, DT_NOBEGIN);
 	}
 	/*
@@ -650,7 +661,7 @@ outbox_pipeline_announce(OutboxPipeline *pipeline)
 	receipt.clean = false;
 	if (!outbox_store_begin())
 		return false;
-	outbox_store_write_receipt(pipeline->server_key, &receipt);
+	outbox_receipt_write(pipeline->server_key, &receipt);
 	outbox_store_commit();
 	pipeline->durable_lsn = Max(pipeline->durable_lsn, XactLastCommitEnd);
 	pipeline->receipt = receipt;
@@ -864,10 +875,10 @@ outbox_pipeline_write_receipt(OutboxPipeline *pipeline,
 	deferred = outbox_settlement_write(pipeline->ledger, n, server,
 									   pipeline->server_key, &receipt,
 									   pipeline->census);
-	outbox_store_write_receipt(pipeline->server_key, &receipt);
+	outbox_receipt_write(pipeline->server_key, &receipt);
 	due_floor = outbox_pipeline_due_floor(pipeline, deferred,
 										  receipt.settled_at);
-	next_due = outbox_store_next_due(pipeline->server_key, &due_floor);
+	next_due = outbox_fetch_next_due(pipeline->server_key, &due_floor);
 	outbox_store_commit();
 
 	outbox_census_end_receipt(pipeline->census, server->serverid);

@@ -36,6 +36,7 @@
 #include "leaf.h"
 #include "rotation.h"
 #include "settings.h"
+#include "receipt.h"
 #include "store.h"
 
 /* A leaf is written for so long at least, unless it is large. */
@@ -162,7 +163,7 @@ outbox_rotation_is_over(int leaf, TimestampTz now, const char **reason)
 	TimestampTz since;
 	char	   *server;
 
-	if (!outbox_store_leaf_settled(leaf, &since, &server))
+	if (!outbox_receipt_leaf_settled(leaf, &since, &server))
 	{
 		*reason = psprintf("Messages to server \"%s\" in it are not delivered yet.",
 						   server);
@@ -183,7 +184,7 @@ outbox_rotation_empty(int leaf, TimestampTz now, const char **reason)
 {
 	if (!outbox_rotation_is_over(leaf, now, reason))
 		return false;
-	if (outbox_store_carry_receipts(leaf) > 0)
+	if (outbox_receipt_carry(leaf) > 0)
 		return true;			/* and the rest another time */
 
 	*reason = "It is being used by another session.";
@@ -191,7 +192,7 @@ outbox_rotation_empty(int leaf, TimestampTz now, const char **reason)
 		return false;
 	/* only now nothing can come in */
 	if (!outbox_rotation_is_over(leaf, now, reason) ||
-		outbox_store_carry_receipts(leaf) > 0)
+		outbox_receipt_carry(leaf) > 0)
 		return false;
 	outbox_leaf_empty(leaf);
 	return true;

@@ -21,6 +21,7 @@ char	   *outbox_default_server = NULL;
 int			outbox_drain_timeout = 2000;
 int			outbox_max_message_size = 16 * 1024 * 1024;
 int			outbox_max_workers = 32;
+int			outbox_read_ahead = 64;
 int			outbox_retention = 60 * 60;
 int			outbox_rotation_size = 256;
 int			outbox_inbox_retention = 7 * 24 * 60 * 60;
@@ -110,6 +111,16 @@ outbox_settings_define(void)
 								PGC_POSTMASTER,
 								0,
 								NULL, NULL, NULL);
+
+	DefineCustomIntVariable("amqp_outbox.read_ahead",
+							"Memory of a worker for messages that are read and not yet settled.",
+							"The last message of them may exceed it, however large.",
+							&outbox_read_ahead,
+							64,
+							1, 4096,
+							PGC_SIGHUP,
+							GUC_UNIT_MB,
+							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("amqp_outbox.retention",
 							"How long delivered messages are kept at the least.",

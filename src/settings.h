@@ -18,6 +18,7 @@ extern char *outbox_default_server;
 extern int	outbox_drain_timeout;	/* milliseconds */
 extern int	outbox_max_message_size;	/* bytes */
 extern int	outbox_max_workers;
+extern int	outbox_read_ahead;	/* MB */
 extern int	outbox_retention;	/* seconds */
 extern int	outbox_rotation_size;	/* MB */
 extern int	outbox_inbox_retention; /* seconds */

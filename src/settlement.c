@@ -24,6 +24,7 @@
 #include "nodes/pg_list.h"
 #include "utils/timestamp.h"
 
+#include "outcome.h"
 #include "settlement.h"
 
 /* Backoff of a deferred message: doubles from the first to the last. */
@@ -90,7 +91,7 @@ outbox_settlement_bury(OutboxSettlement *settlement, const OutboxEntry *entry,
 {
 	const OutboxMessage *msg = entry->message;
 
-	outbox_store_bury(settlement->server_key, deferral, msg->deferred);
+	outbox_outcome_bury(settlement->server_key, deferral, msg->deferred);
 	outbox_census_gone(settlement->census, settlement->server, msg);
 	ereport(LOG,
 			(errmsg("message \"%s\" to server \"%s\" is a dead letter: %s",
@@ -111,8 +112,8 @@ outbox_settlement_hold_behind(OutboxSettlement *settlement,
 	int			n = outbox_ledger_deferred_ids(settlement->ledger, entry->key,
 											   ids);
 
-	outbox_store_hold_behind(settlement->server_key, entry->message, ids, n,
-							 settlement->now);
+	outbox_outcome_hold_behind(settlement->server_key, entry->message, ids, n,
+							   settlement->now);
 	pfree(ids);
 }
 
@@ -142,8 +143,8 @@ outbox_settlement_failure(OutboxSettlement *settlement,
 		settlement->again[settlement->nagain++] = deferral;
 	else
 	{
-		outbox_store_defer(settlement->server_key, &deferral, 1,
-						   msg->deferred);
+		outbox_outcome_defer(settlement->server_key, &deferral, 1,
+							 msg->deferred);
 		if (msg->deferred)
 			outbox_settlement_hold_behind(settlement, entry);
 	}
@@ -153,10 +154,10 @@ static void
 outbox_settlement_unreadable(OutboxSettlement *settlement,
 							 const OutboxMessage *msg)
 {
-	outbox_store_bury_unreadable(settlement->server_key, msg->id,
-								 msg->deferred, msg->unreadable,
-								 settlement->server->dead_letter_holds_key,
-								 settlement->now);
+	outbox_outcome_bury_unreadable(settlement->server_key, msg->id,
+								   msg->deferred, msg->unreadable,
+								   settlement->server->dead_letter_holds_key,
+								   settlement->now);
 	outbox_census_gone(settlement->census, settlement->server, msg);
 	/* its key could not be read, and others may have waited for it */
 	settlement->orphans |= msg->deferred;
@@ -206,9 +207,9 @@ outbox_settlement_one(OutboxSettlement *settlement, const OutboxEntry *entry)
 	if (delivered && msg->deferred)
 		settlement->delivered[settlement->ndelivered++] = msg->id;
 	else if (entry->outcome == OUTBOX_HELD)
-		outbox_store_hold(settlement->server_key, msg,
-						  msg->possible_duplicate || entry->doubtful,
-						  settlement->now);
+		outbox_outcome_hold(settlement->server_key, msg,
+							msg->possible_duplicate || entry->doubtful,
+							settlement->now);
 	else if (msg->unreadable)
 		outbox_settlement_unreadable(settlement, msg);
 	else if (!delivered)
@@ -231,9 +232,9 @@ outbox_settlement_release(OutboxSettlement *settlement, int n)
 			keys = list_append_unique_ptr(keys, entry->key);
 	}
 	foreach(lc, keys)
-		outbox_store_release(settlement->server_key,
-							 ((OutboxKey *) lfirst(lc))->name,
-							 settlement->now);
+		outbox_outcome_release(settlement->server_key,
+							   ((OutboxKey *) lfirst(lc))->name,
+							   settlement->now);
 	list_free(keys);
 }
 
@@ -264,14 +265,14 @@ outbox_settlement_write(OutboxLedger *ledger, int n,
 		outbox_settlement_one(&settlement, entry);
 		deferred += entry->message->deferred;
 	}
-	outbox_store_defer(server_key, settlement.first, settlement.nfirst, false);
-	outbox_store_defer(server_key, settlement.again, settlement.nagain, true);
-	outbox_store_deliver_deferred(server_key, settlement.delivered,
-								  settlement.ndelivered, settlement.now);
+	outbox_outcome_defer(server_key, settlement.first, settlement.nfirst, false);
+	outbox_outcome_defer(server_key, settlement.again, settlement.nagain, true);
+	outbox_outcome_deliver_deferred(server_key, settlement.delivered,
+									settlement.ndelivered, settlement.now);
 	if (deferred > 0)
 		outbox_settlement_release(&settlement, n);
 	if (settlement.orphans)
-		outbox_store_release_orphans(server_key, settlement.now);
+		outbox_outcome_release_orphans(server_key, settlement.now);
 	pfree(settlement.first);
 	pfree(settlement.again);
 	pfree(settlement.delivered);

@@ -11,7 +11,7 @@
 #include "census.h"
 #include "ledger.h"
 #include "option.h"
-#include "store.h"
+#include "receipt.h"
 
 /*
  * In a transaction of the store: write down what became of the n oldest

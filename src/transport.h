@@ -97,7 +97,8 @@ extern OutboxTransport *outbox_transport_start(const OutboxServer *server,
  * Queue a message for sending, between READY and CHANNEL_CLOSED or LOST.
  * Returns its delivery tag, or 0 if it cannot be encoded (too large for the
  * negotiated frame), with the reason in *failure; then nothing is queued and
- * no tag is used.
+ * no tag is used.  Its body must stay until next_event() has reported what
+ * became of it, or the transport is closed.
  */
 extern uint64 outbox_transport_publish(OutboxTransport *transport,
 									   const OutboxMessage *msg,

@@ -308,6 +308,9 @@ handle_confirm(OutboxTransport *t, OutboxEvent *event, uint64 tag,
 	if (t->state != STATE_READY)
 		return;
 
+	/* of what is still being sent, which only a broken broker does */
+	if (tag == 0 || tag >= t->next_tag - 1)
+		outbox_wire_keep_body(t->wire);
 	event->type = OUTBOX_EVENT_CONFIRM;
 	event->tag = tag;
 	event->multiple = multiple;
@@ -329,6 +332,8 @@ handle_content(OutboxTransport *t, const OutboxFrame *frame,
 	if (returned->state != OUTBOX_RETURNED_NONE || t->state != STATE_READY)
 		return;
 
+	/* as with a confirm; which message it is is not known here */
+	outbox_wire_keep_body(t->wire);
 	event->type = OUTBOX_EVENT_RETURN;
 	event->reply_code = returned->reply_code;
 	event->message_id = returned->has_message_id ? returned->message_id : NULL;

@@ -61,6 +61,9 @@
 /* an empty output buffer larger than this goes back to OUTPUT_SIZE */
 #define OUTPUT_KEEP			(1024 * 1024)
 
+/* a body larger than this is not copied before it is sent */
+#define BODY_KEEP			(64 * 1024)
+
 struct OutboxWire
 {
 	MemoryContext context;		/* holds this and all that it points to */
@@ -80,6 +83,10 @@ struct OutboxWire
 	Size		output_start;
 	Size		output_end;
 	Size		output_size;
+
+	/* and then what is left of a body, which is framed as it is sent */
+	const char *body;
+	Size		body_rest;
 
 	/* the same for bytes received and not taken yet */
 	char	   *input;
@@ -137,8 +144,7 @@ outbox_wire_open(const char *host, int port, const OutboxTlsOptions *tls,
 int
 outbox_wire_sockets(OutboxWire *wire, OutboxSocket *sockets)
 {
-	return outbox_stream_sockets(wire->stream,
-								 wire->output_start < wire->output_end,
+	return outbox_stream_sockets(wire->stream, outbox_wire_pending(wire) > 0,
 								 sockets);
 }
 
@@ -199,6 +205,10 @@ outbox_wire_last_sent(const OutboxWire *wire)
  * The output queue
  *
  * Only whole frames are ever appended, so its end is a frame's boundary.
+ *
+ * A large body stays with its owner, and is put into the queue frame by frame
+ * when all before it is sent: so it goes to the socket through memory that the
+ * processor has at hand, and is never there twice.
  * --------
  */
 
@@ -270,30 +280,78 @@ empty_output(OutboxWire *wire)
 	}
 }
 
+/* The rest of a body takes so many frames. */
+static Size
+body_frames(const OutboxWire *wire)
+{
+	Size		piece_max = wire->frame_max - FRAME_OVERHEAD;
+
+	return (wire->body_rest + piece_max - 1) / piece_max;
+}
+
+/* Append the next frame of the body. */
+static void
+put_body_frame(OutboxWire *wire)
+{
+	Size		piece_max = wire->frame_max - FRAME_OVERHEAD;
+	Size		piece = Min(wire->body_rest, piece_max);
+	char	   *frame;
+
+	reserve_output(wire, FRAME_OVERHEAD + piece);
+	frame = put_frame_header(wire->output + wire->output_end, AMQP_FRAME_BODY,
+							 OUTBOX_CHANNEL, (uint32) piece);
+	memcpy(frame, wire->body, piece);
+	frame[piece] = (char) AMQP_FRAME_END;
+	wire->output_end += FRAME_OVERHEAD + piece;
+	wire->body += piece;
+	wire->body_rest -= piece;
+}
+
+void
+outbox_wire_keep_body(OutboxWire *wire)
+{
+	if (wire->body_rest == 0)
+		return;
+	reserve_output(wire, wire->body_rest + body_frames(wire) * FRAME_OVERHEAD);
+	while (wire->body_rest > 0)
+		put_body_frame(wire);
+}
+
+/* Send once; whether anything went out. */
+static bool
+send_output(OutboxWire *wire)
+{
+	ssize_t		n = outbox_stream_write(wire->stream,
+										wire->output + wire->output_start,
+										wire->output_end - wire->output_start);
+
+	if (n > 0)
+		wire->output_start += n;
+	else if (n < 0)
+	{
+		/* the broker may have said why: its last words are read first */
+		wire->write_failed = true;
+	}
+	return n > 0;
+}
+
 void
 outbox_wire_flush(OutboxWire *wire)
 {
 	bool		progress = false;
 
-	while (wire->output_start < wire->output_end && !wire->write_failed)
+	while (outbox_wire_pending(wire) > 0 && !wire->write_failed)
 	{
-		ssize_t		n;
-
-		n = outbox_stream_write(wire->stream,
-								wire->output + wire->output_start,
-								wire->output_end - wire->output_start);
-		if (n == 0)
-			break;
-		if (n < 0)
+		if (wire->output_start == wire->output_end)
 		{
-			/* the broker may have said why: its last words are read first */
-			wire->write_failed = true;
-			break;
+			wire->output_start = wire->output_end = 0;
+			put_body_frame(wire);
 		}
-		wire->output_start += n;
+		if (!send_output(wire))
+			break;
 		progress = true;
 	}
-	if (wire->output_start == wire->output_end)
+	if (outbox_wire_pending(wire) == 0)
 		empty_output(wire);
 	if (progress)
 		wire->last_sent = outbox_clock_ms();
@@ -302,7 +360,11 @@ outbox_wire_flush(OutboxWire *wire)
 Size
 outbox_wire_pending(const OutboxWire *wire)
 {
-	return wire->output_end - wire->output_start;
+	Size		pending = wire->output_end - wire->output_start;
+
+	if (wire->body_rest > 0)
+		pending += wire->body_rest + body_frames(wire) * FRAME_OVERHEAD;
+	return pending;
 }
 
 void
@@ -362,6 +424,7 @@ outbox_wire_queue_method(OutboxWire *wire, uint16 channel, uint32 id,
 	Size		room = METHOD_ROOM + extra;
 	int			error;
 
+	outbox_wire_keep_body(wire);
 	reserve_output(wire, FRAME_OVERHEAD + METHOD_ID_SIZE + room);
 	error = put_method(wire, channel, id, method, room);
 	if (error == 0)
@@ -378,6 +441,7 @@ outbox_wire_queue_heartbeat(OutboxWire *wire)
 {
 	char	   *frame;
 
+	outbox_wire_keep_body(wire);
 	reserve_output(wire, FRAME_OVERHEAD);
 	frame = put_frame_header(wire->output + wire->output_end,
 							 AMQP_FRAME_HEARTBEAT, 0, 0);
@@ -431,39 +495,17 @@ put_content_header(OutboxWire *wire, const OutboxMessage *msg)
 	return true;
 }
 
-static void
-put_body(OutboxWire *wire, const OutboxMessage *msg)
-{
-	Size		piece_max = wire->frame_max - FRAME_OVERHEAD;
-	Size		done = 0;
-
-	while (done < msg->body_len)
-	{
-		Size		piece = Min(msg->body_len - done, piece_max);
-		char	   *frame = wire->output + wire->output_end;
-
-		frame = put_frame_header(frame, AMQP_FRAME_BODY, OUTBOX_CHANNEL,
-								 (uint32) piece);
-		memcpy(frame, msg->body + done, piece);
-		frame[piece] = (char) AMQP_FRAME_END;
-		wire->output_end += FRAME_OVERHEAD + piece;
-		done += piece;
-	}
-}
-
 bool
 outbox_wire_queue_message(OutboxWire *wire, const OutboxMessage *msg,
 						  OutboxFailure *failure)
 {
-	Size		body_frames;
 	Size		start;
 
 	Assert(msg->properties != NULL);
 
-	body_frames = msg->body_len / (wire->frame_max - FRAME_OVERHEAD) + 1;
+	outbox_wire_keep_body(wire);
 	reserve_output(wire, FRAME_OVERHEAD + METHOD_ID_SIZE + PUBLISH_ROOM +
-				   wire->frame_max +	/* the content header's frame */
-				   msg->body_len + body_frames * FRAME_OVERHEAD);
+				   wire->frame_max);	/* the content header's frame */
 
 	start = wire->output_end;
 	if (!put_publish(wire, msg))
@@ -481,7 +523,10 @@ outbox_wire_queue_message(OutboxWire *wire, const OutboxMessage *msg,
 						   wire->frame_max);
 		return false;
 	}
-	put_body(wire, msg);
+	wire->body = msg->body;
+	wire->body_rest = msg->body_len;
+	if (wire->body_rest <= BODY_KEEP)
+		outbox_wire_keep_body(wire);
 	return true;
 }
 

@@ -88,11 +88,16 @@ extern bool outbox_wire_queue_method(OutboxWire *wire, uint16 channel,
 
 /*
  * Queue a message: basic.publish, content header, body.  False, with the
- * reason in *failure and nothing queued, if it cannot be encoded.
+ * reason in *failure and nothing queued, if it cannot be encoded.  Its body
+ * must stay where it is until nothing is pending, or something else is queued,
+ * or outbox_wire_keep_body() is called.
  */
 extern bool outbox_wire_queue_message(OutboxWire *wire,
 									  const OutboxMessage *msg,
 									  OutboxFailure *failure);
+
+/* Copy what is left of a body, whose owner may not keep it. */
+extern void outbox_wire_keep_body(OutboxWire *wire);
 
 extern void outbox_wire_queue_heartbeat(OutboxWire *wire);
 

@@ -6,6 +6,7 @@ use warnings FATAL => 'all';
 
 use AmqpOutboxPeer;
 use AmqpOutboxTest;
+use Digest::MD5 qw(md5_hex);
 use Test::More;
 
 my $broker = AmqpOutboxTest::Broker->new('sense');
@@ -127,6 +128,58 @@ foreach my $case (@cases)
 	$peer->send_bytes($bytes);
 	$hang_up ? $peer->hang_up : $peer->await_hangup;
 	refused($name, $words);
+	wait_settled($node, 'postgres');
+}
+
+#
+# An answer to what is still being sent: the rest of it is sent as it was, though
+# the message is settled by then
+#
+
+my $long = 15 * 1024 * 1024;	# more than sockets hold
+my $count = $long / 32;
+$broker->declare_queue('long');
+
+foreach my $case (
+	[ 'confirmed', method(1, 60, 80, pack('NNC', 0, 1, 0)) ],
+	[
+		'returned',
+		method(1, 60, 50, pack('nC/a*C/a*C/a*', 312, 'NO_ROUTE', '', 'long'))
+		  . frame(2, 1, pack('nnNNnC/a*', 60, 0, 0, 0, 0x80, 'returned'))
+	],
+	[ 'refused', method(1, 20, 40, pack('nC/a*nn', 404, 'NOT_FOUND', 60, 40)) ])
+{
+	my ($name, $bytes) = @$case;
+	my $peer = next_peer();
+	my $body = '';
+
+	$node->safe_psql('postgres',
+		"SELECT amqp_publish('', 'long', string_agg(md5(i::text), ''),
+				message_id => '$name')
+			FROM generate_series(1, $count) i");
+	$peer->welcome;
+	$peer->expect('60 40', '');
+	my $receipts = $node->safe_psql('postgres',
+		'SELECT max(receipt_no) FROM amqp_outbox.receipt');
+	$peer->send_bytes($bytes);
+	wait_for($node, 'postgres',
+		"SELECT receipt_no > $receipts FROM amqp_outbox.receipt
+			ORDER BY receipt_no DESC LIMIT 1",
+		"$name while it is sent: settled");
+	while (length($body) < $long)
+	{
+		my ($type, $payload) = $peer->read_any_frame;
+
+		die "frame of type $type in a body" if $type != 3;
+		$body .= $payload;
+	}
+	is(md5_hex($body), md5_hex(join('', map { md5_hex($_) } 1 .. $count)),
+		"$name while it is sent: sent to its end");
+	$peer->hang_up;
+	wait_for($node, 'postgres',
+		"SELECT state = 'connected' AND host = '$good'
+			FROM amqp_outbox.server_status",
+		"$name while it is sent: the next host");
 	wait_settled($node, 'postgres');
 }
 
