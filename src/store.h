@@ -31,7 +31,7 @@ typedef struct OutboxStatement
 /* The columns of enum OutboxColumn. */
 #define OUTBOX_COLUMNS \
 	"server_key, id, message_id, enqueued_at, exchange, routing_key, body," \
-	" headers, content_type, content_encoding, persistent, priority," \
+	" content_type, headers, content_encoding, persistent, priority," \
 	" correlation_id, reply_to, expiration_ms, message_timestamp, type," \
 	" user_id, app_id, mandatory, ordering_key, expires_at, published_by"
 
