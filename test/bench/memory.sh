@@ -50,7 +50,8 @@ memory()
 			'≤ 64 MB more'
 		start_worker_watched
 		note "$figure" outbox "$(stop_watching)" MB
-		note "$figure" idle "$idle" MB '≤ 64 MB more'
+		# amqp_outbox.read_ahead, and what a message is sent with
+		note "$figure" idle "$idle" MB '≤ 80 MB more'
 		stop_worker
 	}
 	in_turn ours

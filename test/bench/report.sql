@@ -9,7 +9,7 @@
 --	anything else	the figure itself
 CREATE VIEW goal AS
 SELECT figure, side, coalesce(nullif(max(goal), ''),
-	CASE WHEN min(unit) <> '/s' OR figure LIKE '%synchronous_commit%' THEN ''
+	CASE WHEN min(unit) <> '/s' OR figure ~ 'synchronous_commit|meanwhile' THEN ''
 		WHEN side = 'plain' AND figure ~ 'in one transaction|1,000 messages' THEN '≥ 1.2'
 		WHEN side = 'plain' THEN '≥ 1'
 		WHEN side = 'alone' THEN '≥ 0.5'
