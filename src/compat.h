@@ -87,6 +87,13 @@ outbox_proc_pid(int procno)
 #define pg_noreturn pg_attribute_noreturn()
 #endif
 
+/* Since 18 a deferrable primary key must be asked for. */
+#if PG_VERSION_NUM >= 180000
+#define outbox_primary_key_index(rel)	RelationGetPrimaryKeyIndex((rel), false)
+#else
+#define outbox_primary_key_index(rel)	RelationGetPrimaryKeyIndex(rel)
+#endif
+
 /* Since 18 there may be room before a minimal tuple. */
 #if PG_VERSION_NUM >= 180000
 #define outbox_form_minimal_tuple(tupdesc, values, isnull) \

@@ -27,6 +27,7 @@
 #include "utils/relcache.h"
 #include "utils/snapmgr.h"
 
+#include "compat.h"
 #include "horizon.h"
 #include "scan.h"
 
@@ -85,7 +86,7 @@ outbox_scan_open(OutboxScan *scan, int leaf_no)
 
 	leaf->table = table_open(outbox_catalog_leaf_relid("outbox", leaf_no),
 							 AccessShareLock);
-	index = RelationGetPrimaryKeyIndex(leaf->table);
+	index = outbox_primary_key_index(leaf->table);
 	if (!OidIsValid(index) ||
 		RelationGetNumberOfAttributes(leaf->table) != OUTBOX_NCOLUMNS)
 		elog(ERROR, "table \"%s\" has an unexpected shape",
