@@ -1175,7 +1175,7 @@ SELECT k.server, i.kind, i.name, i.source, i.routing_key, i.type, i.durable,
 			WHEN s.reply_code = 503
 			THEN 'Have the broker know this type (a plugin), or declare another one'
 			ELSE 'See what the broker says'
-		END || '; then SELECT amqp_outbox.wake().' ||
+		END || '; then call the same function again, or have the extension''s owner call amqp_outbox.wake().' ||
 		CASE WHEN s.closes_connection
 			THEN '  Until then it is left out, because the broker closes the connection.'
 			ELSE '' END

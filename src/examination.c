@@ -374,7 +374,7 @@ outbox_examination_ask(OutboxExamination *examination,
 	(*missing)++;
 	outbox_examination_tell(examination, OUTBOX_CHECK_TOPOLOGY,
 							OUTBOX_CHECK_ERROR, OUTBOX_NO_HOST,
-							"SELECT amqp_outbox.wake() has the worker declare it again; see amqp_outbox.topology.",
+							"amqp_outbox.pause(), and then resume(), have the worker declare it again; so has amqp_outbox.wake(), for the extension's owner.",
 							"declared %s \"%s\": %s",
 							declared->kind == 'q' ? "queue" : "exchange",
 							declared->name, event.answer.words);
