@@ -520,7 +520,7 @@ my @used = (
 	documented('user mapping option'), documented('trigger option'));
 none('all of it is in an example', grep { $examples !~ /\b\Q$_\E\b/ } @used);
 
-# The broker of the examples is rabbit1, with a virtual host and a user.
+# The broker of the examples is on this machine, with a virtual host and a user.
 my $plant = $broker->new_vhost('plant');
 $broker->ctl('add_user', 'mes', 'secret');
 $broker->ctl('set_permissions', '-p', 'plant', 'mes', '.*', '.*', '.*');
@@ -538,14 +538,14 @@ my $input = "\\set VERBOSITY verbose\n\\pset linestyle ascii\n"
   . "SET client_min_messages = warning;\n\\echo $mark\n";
 $input .= "$_->{sql}\n;\n\\echo $mark\n" foreach @examples;
 my $address = 'amqp://127.0.0.1:' . $broker->port;
-$input =~ s{amqp://rabbit1\b}{$address}g;
+$input =~ s{amqp://localhost\b}{$address}g;
 
 my $output;
 my @psql = ($node->installed_command('psql'), '-X', '-q', '-d', $node->connstr('plant'));
 IPC::Run::run(\@psql, '<', \$input, '>&', \$output);
 $output =~ s/^psql:\S+ //gm;
 $output =~ s/^LOCATION:.*\n//gm;
-$output =~ s{\Q$address\E}{amqp://rabbit1}g;
+$output =~ s{\Q$address\E}{amqp://localhost}g;
 my (undef, @outputs) = split(/^$mark\n/m, $output, -1);
 my %wrong;
 
