@@ -117,7 +117,7 @@ ROLLBACK;
 
 -- CloudEvents, structured
 DROP TRIGGER publish_event ON orders;
-CREATE TRIGGER publish_event
+CREATE TRIGGER publish_structured
 	AFTER INSERT OR UPDATE OR DELETE ON orders
 	FOR EACH ROW
 	EXECUTE FUNCTION amqp_publish_row('mes.events', 'plant.{plant_id}.order.{op}',
