@@ -206,6 +206,23 @@ RESET temp_file_limit;
 RESET work_mem;
 SELECT count(*) FROM amqp_outbox.outbox WHERE message_id ~ '^(spoilt|after$)';
 
+-- whoever publishes while the messages of his transaction are written is too late
+CREATE FUNCTION publish_late(message_id text) RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+	IF message_id = 'early' THEN
+		PERFORM publish('late');
+	END IF;
+	RETURN true;
+END $$;
+CREATE INDEX too_late ON amqp_outbox.outbox_0 (id) WHERE publish_late(message_id);
+\set SHOW_CONTEXT never
+SELECT publish('early');
+\set SHOW_CONTEXT errors
+SELECT publish('in time');
+SELECT * FROM outbox WHERE message_id IN ('early', 'late', 'in time');
+DROP INDEX amqp_outbox.too_late;
+DROP FUNCTION publish_late;
+
 -- the first messages to a server that has no worker yet cannot be prepared
 BEGIN;
 CREATE SERVER young FOREIGN DATA WRAPPER amqp_outbox OPTIONS (uri 'amqp://127.0.0.1:1');

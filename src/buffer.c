@@ -88,7 +88,10 @@ typedef struct OutboxBuffer
 
 static OutboxBuffer *buffer = NULL;
 
-/* Its messages have been written, or it had none; whoever is too late hears it. */
+/*
+ * Its messages are being written or have been, or it had none: whoever publishes
+ * now is too late, and hears it.
+ */
 static bool committing = false;
 
 /*
@@ -391,9 +394,12 @@ outbox_buffer_flush(bool prepare)
 	OutboxFlush *flush;
 	int64		n;
 
+	if (buffer)
+		outbox_buffer_check_usable();
+	/* the predicate of an index may call anything */
+	committing = true;
 	if (buffer == NULL)
 		return;
-	outbox_buffer_check_usable();
 
 	old_context = MemoryContextSwitchTo(buffer->context);
 	n = buffer->count - buffer->dropped;
@@ -419,11 +425,9 @@ outbox_buffer_xact_callback(XactEvent event, void *arg)
 	{
 		case XACT_EVENT_PRE_COMMIT:
 			outbox_buffer_flush(false);
-			committing = true;
 			break;
 		case XACT_EVENT_PRE_PREPARE:
 			outbox_buffer_flush(true);
-			committing = true;
 			break;
 		case XACT_EVENT_COMMIT:
 			committing = false;

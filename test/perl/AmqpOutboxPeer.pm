@@ -237,14 +237,15 @@ sub await_hangup
 	return $bytes;
 }
 
-# Build what is preloaded into servers; returns where it is.
+# Build what is preloaded into servers; returns where it is.  Further options are
+# the compiler's.
 sub build_preloaded
 {
-	my $name = shift;
+	my ($name, @options) = @_;
 	my $library = PostgreSQL::Test::Utils::tempdir() . "/$name.so";
 	my $source = "$AmqpOutboxTest::ROOT/test/helpers/$name.c";
 
-	system('cc', '-shared', '-fPIC', '-o', $library, $source) == 0
+	system('cc', '-shared', '-fPIC', @options, '-o', $library, $source) == 0
 	  or die "cannot build $source";
 	return $library;
 }

@@ -1,10 +1,12 @@
 # Commits that fail, or never end: a backend killed in the middle of writing
-# its messages, a full disk, a serialization failure.  Of these transactions
-# nothing is published, and they hold up nobody afterwards.
+# its messages, a full disk, a serialization failure, somebody who publishes when
+# that is over.  Of these transactions nothing is published, and they hold up
+# nobody afterwards.
 
 use strict;
 use warnings FATAL => 'all';
 
+use AmqpOutboxPeer;
 use AmqpOutboxTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -16,6 +18,7 @@ my $broker = AmqpOutboxTest::Broker->new('failed');
 my $node = new_node('main', conf => <<'END');
 restart_after_crash = on
 autovacuum = off
+max_prepared_transactions = 10
 END
 
 # without heartbeats, so that a worker that nobody wakes sleeps on
@@ -206,6 +209,84 @@ is( $node->safe_psql('postgres',
 	'1', 'serialization failure: it is gone');
 check_arrived('serialization failure');
 $_->quit foreach $first, $second, $blocker;
+
+#
+# Another extension that publishes in the commit
+#
+# If it is called when the messages of the transaction have been written, it
+# hears that it is too late, also where there were none.
+#
+
+my $late = AmqpOutboxPeer::build_preloaded('late',
+	'-I' . $node->config_data('--includedir-server'));
+
+sub preload
+{
+	my @libraries = @_;
+
+	$node->append_conf('postgresql.conf',
+		"shared_preload_libraries = '" . join(', ', @libraries) . "'");
+	$node->restart;
+	return;
+}
+
+# A transaction that ends with something more, and another one in its session;
+# the errors of both.
+sub end_with
+{
+	my ($before, $late_sql, $end) = @_;
+	my (undef, undef, $errors) = $node->psql(
+		'postgres',
+		"BEGIN; $before; SET LOCAL late.sql = \$late\$ $late_sql \$late\$; $end;
+			SELECT publish_sent('', 'q', 9)",
+		on_error_stop => 0);
+
+	return $errors;
+}
+
+my $too_late = qr/ERROR:  cannot publish while the transaction is being committed/;
+my $publish = publish_sent('q', 1, 1);
+my $publish_late = publish_sent('q', 2, 1);
+
+preload($late, 'amqp_outbox');
+foreach my $end ('COMMIT', "PREPARE TRANSACTION 'late'")
+{
+	like(end_with('SELECT 1', $publish_late, $end),
+		$too_late, "too late: $end, without messages");
+	like(end_with($publish, $publish_late, $end),
+		$too_late, "too late: $end, with messages");
+	like(end_with("SAVEPOINT s; $publish; ROLLBACK TO s", $publish_late, $end),
+		$too_late, "too late: $end, with messages rolled back");
+}
+is($node->safe_psql('postgres', "SELECT string_agg(session::text, '' ORDER BY n) FROM sent"),
+	'999999', 'too late: the transactions are gone, the next ones work');
+check_arrived('too late');
+
+# it may well go on without
+is( end_with(
+		publish_sent('q', 1, 3),
+		"DO \$do\$ BEGIN
+			PERFORM publish_sent('', 'q', 2);
+		EXCEPTION WHEN object_not_in_prerequisite_state THEN
+			NULL;
+		END \$do\$",
+		'COMMIT'),
+	'', 'too late: caught');
+is($node->safe_psql('postgres', "SELECT string_agg(session::text, '' ORDER BY n) FROM sent"),
+	'1119', 'too late: caught, the transaction is there');
+check_arrived('too late, caught');
+
+# one that is called before it is in time
+preload('amqp_outbox', $late);
+is(end_with('SELECT 1', $publish_late, 'COMMIT'),
+	'', 'in time: without messages');
+is(end_with($publish, $publish_late, 'COMMIT'), '', 'in time: with messages');
+is( end_with('SELECT 1', $publish_late,
+		"PREPARE TRANSACTION 'late'; COMMIT PREPARED 'late'"),
+	'', 'in time: prepared');
+is($node->safe_psql('postgres', "SELECT string_agg(session::text, '' ORDER BY n) FROM sent"),
+	'2912929', 'in time: all of them are there');
+check_arrived('in time');
 
 finish_node($node, killed => 1);
 done_testing();
