@@ -82,6 +82,15 @@ cmp_ok($pause, '<', 8, 'missing virtual host: but not beyond seconds');
 is(scalar(log_lines($node, $words)),
 	1, 'missing virtual host: all those attempts are told once');
 
+# nor are they news because roles change, which they do all the time; the worker
+# hears of that when it reads what is published
+$node->safe_psql('postgres',
+	'CREATE ROLE newcomer; GRANT pg_monitor TO newcomer; DROP ROLE newcomer');
+$node->safe_psql('postgres', publish_sent('q', 1, 1));
+attempts(2);
+is(scalar(log_lines($node, $words)),
+	1, 'missing virtual host: roles that change are no reason to tell it again');
+
 # an hour later
 $clock->set_ahead(3600);
 wait_true('a reminder', sub { log_lines($node, $words) == 2 });

@@ -410,6 +410,25 @@ sql("SET ROLE owner; SELECT amqp_publish('', 'q', 'x'); SELECT * FROM amqp_outbo
 wait_settled($node, 'postgres');
 told_nowhere('his own password');
 
+# a right that comes and goes while he is connected
+reconnect($node, 'postgres', 'mes', "GRANT pg_read_server_files TO owner;
+	ALTER USER MAPPING FOR owner SERVER mes OPTIONS (DROP password, ADD password_file '$file')");
+my $before = $node->safe_psql('postgres', 'SELECT clock_timestamp()');
+sql('REVOKE pg_read_server_files FROM owner');
+sql("SELECT amqp_publish('', 'q', 'x')");
+wait_for(
+	$node,
+	'postgres',
+	"SELECT state = 'waiting' AND last_error_at > '$before'
+			AND last_error ~ 'cannot be used for the server''s owner'
+		FROM amqp_outbox.server_status",
+	'the end of the connection');
+pass('he is disconnected when the right is taken away');
+sql('GRANT pg_read_server_files TO owner');
+wait_state($node, 'postgres', 'mes', 'connected');
+wait_settled($node, 'postgres');
+told_nowhere('a right that comes and goes');
+
 #
 # Dumps
 #
