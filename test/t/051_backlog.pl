@@ -364,6 +364,22 @@ is(scalar(my @told = log_lines($node, $_)), 1, "the log says so, once: $_")
   qr/Messages of the others count for the limits of their server only; set those as well./;
 like(refused("SET ROLE many_2099; SELECT publish(101)"),
 	qr/53400: backlog of server "mes" is full/, 'the others are held by the limit of the server');
+
+# more servers than there is room for, twice as many as may have workers: the
+# last two have no limit, and that is something else to say
+my $fill = 'BEGIN; ' . join('', map { "CREATE SERVER s$_ FOREIGN DATA WRAPPER amqp_outbox
+		OPTIONS (uri 'amqp://127.0.0.1:1', backlog_limit '1');
+		SELECT try(2, 's$_');" } 1 .. 2 * 32 + 2)
+  . "SELECT count(*) FROM amqp_outbox.uncommitted() WHERE server ~ '^s'; ROLLBACK";
+like(sql($fill), qr/^4$/m, 'more servers than there is room for');
+sql($fill);
+is(scalar(@told = log_lines($node, qr/too many roles have a backlog/)),
+	2, 'the log says that once, too');
+# their room is free again when somebody looks which servers there are
+sql("CREATE SERVER other FOREIGN DATA WRAPPER amqp_outbox
+	OPTIONS (uri 'amqp://127.0.0.1:1', paused 'true')");
+wait_state($node, 'postgres', 'other', 'paused');
+sql('DROP SERVER other');
 sql("SELECT amqp_outbox.resume('mes')");
 wait_settled($node, 'postgres');
 same('many roles');
