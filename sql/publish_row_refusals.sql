@@ -157,6 +157,22 @@ INSERT INTO temporary VALUES (1);
 ROLLBACK;
 DROP TABLE temporary;
 
+-- CREATE TRIGGER's check goes on when what PostgreSQL remembers of the table is
+-- replaced in the middle: one that was built with assertions can do that all the time
+CREATE TRIGGER a AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION amqp_publish_row('ex', 'key.{id}');
+SELECT count(set_config('debug_discard_caches', least(max_val::integer, 1)::text, false))
+	FROM pg_settings WHERE name = 'debug_discard_caches';
+CREATE TRIGGER b AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION amqp_publish_row('ex', 'key.{id}', 'headers={"b": 1', 'columns=id');
+CREATE TRIGGER b AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION amqp_publish_row('ex', 'key.{id}.{nobody''s column}');
+CREATE TRIGGER b AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION amqp_publish_row('ex', 'key.{id}.{plant}', 'type={a}');
+RESET debug_discard_caches;
+BEGIN;
+INSERT INTO t (id, a, plant) VALUES (6, 'six', 'P1');
+SELECT routing_key, type FROM amqp_outbox.message ORDER BY routing_key;
+ROLLBACK;
+DROP TRIGGER a ON t;
+DROP TRIGGER b ON t;
+
 -- the extension goes, but not without the triggers
 DROP EXTENSION amqp_outbox;
 \set VERBOSITY terse
