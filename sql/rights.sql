@@ -54,12 +54,14 @@ RESET ROLE;
 SELECT amqp_outbox.ignore_replicated();
 -- but what a session writes is, as a restore may (see 019 for replication)
 SET session_replication_role = replica;
+SET statement_timeout = '20s';
 SELECT amqp_publish('', 'q', 'x', server => 'mes', idempotency_key => 'k', message_id => 'once');
 SELECT amqp_publish('', 'q', 'x', server => 'mes', idempotency_key => 'k');
 SELECT amqp_inbox_accept('c', 'm');
 DELETE FROM amqp_outbox.idempotency_key;
 SELECT count(*) FROM amqp_outbox.idempotency_key;
 TRUNCATE amqp_outbox.inbox;
+RESET statement_timeout;
 RESET session_replication_role;
 ALTER TABLE amqp_outbox.inbox ENABLE TRIGGER ALL;
 SELECT amqp_inbox_accept('c', 'm'), amqp_inbox_accept('c', 'm');
