@@ -79,7 +79,7 @@ sub accept
 
 	IO::Select->new($self->{listener})
 	  ->can_read($PostgreSQL::Test::Utils::timeout_default)
-	  or die "timed out waiting for a connection";
+	  or AmqpOutboxTest::give_up("timed out waiting for a connection");
 	$self->{socket} = $self->{listener}->accept;
 	return;
 }
@@ -94,7 +94,7 @@ sub read_bytes
 	{
 		IO::Select->new($self->{socket})
 		  ->can_read($PostgreSQL::Test::Utils::timeout_default)
-		  or die "timed out waiting for the worker to speak";
+		  or AmqpOutboxTest::give_up("timed out waiting for the worker to speak");
 		sysread($self->{socket}, $bytes, $length - length($bytes),
 			length($bytes)) or die "the worker hung up";
 	}
@@ -187,7 +187,7 @@ sub relay
 	{
 		my @ready = IO::Select->new($self->{socket}, $down)
 		  ->can_read($PostgreSQL::Test::Utils::timeout_default)
-		  or die "timed out waiting for worker and broker to talk";
+		  or AmqpOutboxTest::give_up("timed out waiting for worker and broker to talk");
 
 		foreach my $ready (@ready)
 		{
@@ -231,7 +231,7 @@ sub await_hangup
 	{
 		IO::Select->new($self->{socket})
 		  ->can_read($PostgreSQL::Test::Utils::timeout_default)
-		  or die "timed out waiting for the worker to hang up";
+		  or AmqpOutboxTest::give_up("timed out waiting for the worker to hang up");
 	} while (sysread($self->{socket}, $bytes, 65536, length($bytes)));
 	close($self->{socket});
 	return $bytes;
@@ -424,7 +424,7 @@ sub await_question
 
 	IO::Select->new($self->{socket})
 	  ->can_read($PostgreSQL::Test::Utils::timeout_default)
-	  or die "timed out waiting for a question";
+	  or AmqpOutboxTest::give_up("timed out waiting for a question");
 	return;
 }
 

@@ -25,6 +25,7 @@ package AmqpOutboxTest;
 use strict;
 use warnings FATAL => 'all';
 
+use Carp qw(croak);
 use Cwd qw(abs_path);
 use Exporter 'import';
 use File::Basename qw(dirname);
@@ -58,6 +59,9 @@ our @EXPORT = qw(
   log_lines
 );
 
+# An error is the test's, at that line.
+our @CARP_NOT = qw(AmqpOutboxPeer AmqpOutboxPeer::NameServer);
+
 our $ROOT = abs_path(dirname(__FILE__) . '/../..');
 
 # What must never stand in a server's log.
@@ -69,6 +73,10 @@ my $ALONE = qr/primary server|WAL stream|walreceiver/;
 # What is to end with the test.
 my @brokers;
 my @loads;
+
+# Clusters and databases with servers: whose status is shown when somebody waits
+# in vain.
+my @watched;
 
 # Names of standbys that were promoted.
 my %promoted;
@@ -216,6 +224,7 @@ sub create_server
 	}
 	my $list = join(', ', map { "$_ '$options{$_}'" } sort keys %options);
 
+	watch($node, $database);
 	$node->safe_psql($database, <<"END");
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS amqp_outbox;
@@ -230,6 +239,47 @@ END
 # Waiting
 #
 
+sub watch
+{
+	my ($node, $database) = @_;
+
+	push @watched, [ $node, $database ]
+	  if !grep { $_->[0] == $node && $_->[1] eq $database } @watched;
+	return;
+}
+
+sub show_status
+{
+	my ($node, $database) = @_;
+	my ($status, $errors, $timed_out);
+
+	# what cannot be shown must not hide what was waited for
+	eval {
+		$node->psql(
+			$database,
+			'SELECT clock_timestamp() AS now, * FROM amqp_outbox.server_status',
+			stdout => \$status,
+			stderr => \$errors,
+			timeout => 10,
+			timed_out => \$timed_out,
+			extra_params => ['--expanded']);
+	};
+	$errors = 'no answer' if $timed_out;
+	diag 'amqp_outbox.server_status of ' . $node->name . ", database $database:\n"
+	  . join("\n", grep { defined && $_ ne '' } $status, $errors);
+	return;
+}
+
+# Die because somebody has waited in vain, and show how the servers are: it may
+# not be seen again for a long time.
+sub give_up
+{
+	my $message = shift;
+
+	show_status(@$_) foreach @watched;
+	croak $message;
+}
+
 # Wait until a query is true.
 sub wait_for
 {
@@ -243,7 +293,9 @@ sub wait_for
 		die $@ if $@ !~ /Broken pipe/ || $tries-- <= 0;
 		usleep(100_000);
 	}
-	die "timed out waiting for: " . ($what // $query) if !$true;
+	return if $true;
+	watch($node, $database);
+	give_up('timed out waiting for: ' . ($what // $query));
 	return;
 }
 
@@ -255,7 +307,7 @@ sub wait_true
 
 	while (!$code->())
 	{
-		die "timed out waiting for: $what" if time > $end;
+		give_up("timed out waiting for: $what") if time > $end;
 		usleep(50_000);
 	}
 	return;
