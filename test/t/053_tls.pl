@@ -9,6 +9,7 @@
 use strict;
 use warnings FATAL => 'all';
 
+use AmqpOutboxLogin;
 use AmqpOutboxTest;
 use File::Copy qw(copy);
 use PostgreSQL::Test::Cluster;
@@ -36,19 +37,6 @@ unique_subject = no
 commonName = supplied
 END
 append_to_file("$dir/index.txt", '');
-
-sub openssl { system_or_bail('openssl', @_); return; }
-
-sub make_ca
-{
-	my $name = shift;
-
-	openssl('req', '-x509', '-newkey', 'ec', '-pkeyopt',
-		'ec_paramgen_curve:prime256v1', '-nodes', '-days', '400',
-		'-subj', "/CN=$name", '-keyout', "$dir/$name.key",
-		'-out', "$dir/$name.pem");
-	return;
-}
 
 # $name.pem and $name.key.  Parameters: ca; names, for subjectAltName; from and
 # to, beginnings of years, or days, a life from now on.
@@ -87,7 +75,7 @@ sub put
 	return;
 }
 
-make_ca($_) foreach 'ours', 'other', 'clients';
+make_ca($dir, $_) foreach 'ours', 'other', 'clients';
 make_certificate('good', names => 'DNS:localhost, IP:127.0.0.1');
 make_certificate('name');
 make_certificate('address', names => 'IP:127.0.0.1');
@@ -161,75 +149,7 @@ create_server(
 	$node, 'postgres', 'mes', $broker,
 	uri => "amqps://localhost:$port{good}",
 	cacertfile => "$dir/ca.pem");
-
-sub sql { return $node->safe_psql('postgres', shift); }
-
-sub server { my $options = shift; return sql("ALTER SERVER mes OPTIONS ($options)"); }
-
-sub mapping
-{
-	my $options = shift;
-
-	return sql("ALTER USER MAPPING FOR PUBLIC SERVER mes OPTIONS ($options)");
-}
-
-my $number = 0;
-
-sub publish { $number++; return sql("SELECT amqp_publish('', 'q', 'message $number')"); }
-
-# What was published arrives, once and with nothing else.
-sub arrives
-{
-	my $name = shift;
-
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	wait_settled($node, 'postgres');
-	is_deeply([ $broker->fields('q', 'body') ],
-		[ ["message $number"] ], "$name: the message arrives");
-	return;
-}
-
-# Connected, and a message gets through.
-sub accepted
-{
-	my ($name, $change) = @_;
-
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	$change->();
-	publish();
-	arrives($name);
-	return;
-}
-
-# A worker that would connect waits instead, says why in status and log, and
-# with the cure goes on.  $finding: what doctor() says to do, if it is asked.
-sub refused
-{
-	my ($name, $change, $error, $cure, $finding) = @_;
-	my $before = sql('SELECT clock_timestamp()');
-	my $offset = -s $node->logfile;
-
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	$change->();
-	publish();
-	wait_true(
-		"$name: refused",
-		sub {
-			return status($node, 'postgres', 'mes',
-				"state = 'waiting' AND last_error_at > '$before'
-					AND last_error !~ 'CONNECTION_FORCED'") eq 't';
-		});
-	like(status($node, 'postgres', 'mes', 'last_error'), $error, "$name: status");
-	wait_true("$name: the log says so",
-		sub { return log_lines($node, qr/LOG:  (?:\S+: )?server "mes": /, $offset) > 0; });
-	is($broker->count('q'), 0, "$name: nothing is delivered");
-	like(
-		sql("SELECT what_to_do FROM amqp_outbox.doctor('mes') WHERE result = 'error'"),
-		$finding, "$name: the doctor says what to do") if $finding;
-	$cure->();
-	arrives($name);
-	return;
-}
+try_logins($node, $broker);
 
 # The server at another listener, by name unless it is said otherwise.
 sub at
@@ -451,8 +371,9 @@ put('client.pem', 'mes.pem', 0644);
 put('client.key', 'mes.key');
 is(own_tls('SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()'),
 	't', 'a session over TLS');
-$number++;
-is( own_tls("SELECT amqp_publish('', 'q', 'message $number') IS NOT NULL;
+my $body = next_body();
+
+is( own_tls("SELECT amqp_publish('', 'q', '$body') IS NOT NULL;
 		SELECT max(result) FROM amqp_outbox.doctor('mes') WHERE check_name = 'tls'"),
 	"t\nok", 'publishes, and asks the doctor');
 arrives('over TLS on both sides');

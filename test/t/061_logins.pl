@@ -8,6 +8,7 @@
 use strict;
 use warnings FATAL => 'all';
 
+use AmqpOutboxLogin;
 use AmqpOutboxPeer;
 use AmqpOutboxTest;
 use JSON::PP ();
@@ -18,16 +19,6 @@ use Test::More;
 
 my $dir = PostgreSQL::Test::Utils::tempdir();
 my $tls_port = PostgreSQL::Test::Cluster::get_free_port();
-
-sub openssl { system_or_bail('openssl', @_); return; }
-
-sub make_ca
-{
-	openssl('req', '-x509', '-newkey', 'ec', '-pkeyopt',
-		'ec_paramgen_curve:prime256v1', '-nodes', '-days', '400',
-		'-subj', '/CN=ca', '-keyout', "$dir/ca.key", '-out', "$dir/ca.pem");
-	return;
-}
 
 sub make_certificate
 {
@@ -56,7 +47,7 @@ sub put
 	return;
 }
 
-make_ca();
+make_ca($dir, 'ca');
 make_certificate('broker', 'DNS:localhost, IP:127.0.0.1');
 make_certificate('mes', 'DNS:mes');
 openssl('genrsa', '-out', "$dir/issuer.key", '2048');
@@ -92,73 +83,7 @@ my $port = $broker->port;
 
 $broker->declare_queue('q');
 create_server($node, 'postgres', 'mes', $broker);
-
-sub sql { return $node->safe_psql('postgres', shift); }
-
-sub server { my $options = shift; return sql("ALTER SERVER mes OPTIONS ($options)"); }
-
-sub mapping
-{
-	my $options = shift;
-
-	return sql("ALTER USER MAPPING FOR PUBLIC SERVER mes OPTIONS ($options)");
-}
-
-my $number = 0;
-
-sub publish { $number++; return sql("SELECT amqp_publish('', 'q', 'message $number')"); }
-
-sub arrives
-{
-	my $name = shift;
-
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	wait_settled($node, 'postgres');
-	is_deeply([ $broker->fields('q', 'body') ],
-		[ ["message $number"] ], "$name: the message arrives");
-	return;
-}
-
-sub accepted
-{
-	my ($name, $change) = @_;
-
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	$change->();
-	publish();
-	arrives($name);
-	return;
-}
-
-# See 053_tls.pl.
-sub refused
-{
-	my ($name, $change, $error, $cure, $finding) = @_;
-	my $before = sql('SELECT clock_timestamp()');
-	my $offset = -s $node->logfile;
-
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	$change->();
-	publish();
-	wait_true(
-		"$name: refused",
-		sub {
-			$name_server->answer;
-			return status($node, 'postgres', 'mes',
-				"state = 'waiting' AND last_error_at > '$before'") eq 't';
-		});
-	like(status($node, 'postgres', 'mes', 'last_error'), $error, "$name: status");
-	wait_true("$name: the log says so",
-		sub { return log_lines($node, qr/LOG:  (?:\S+: )?server "mes": /, $offset) > 0; });
-	is($broker->count('q'), 0, "$name: nothing is delivered");
-	like(
-		sql("SELECT check_name || ' ' || what_to_do FROM amqp_outbox.doctor('mes')
-			WHERE result = 'error'"),
-		$finding, "$name: the doctor says what to do") if $finding;
-	$cure->();
-	arrives($name);
-	return;
-}
+try_logins($node, $broker, meanwhile => sub { $name_server->answer; });
 
 # Who the worker is at the broker, and by which mechanism.
 sub who
