@@ -206,6 +206,17 @@ RESET temp_file_limit;
 RESET work_mem;
 SELECT count(*) FROM amqp_outbox.outbox WHERE message_id ~ '^(spoilt|after$)';
 
+-- an index of somebody's own on what his messages hold
+CREATE INDEX own ON amqp_outbox.outbox_0 (lower(message_id), (length(body) * 2));
+SELECT publish('Indexed');
+SET enable_seqscan = off;
+SET enable_bitmapscan = off;
+EXPLAIN (COSTS OFF) SELECT message_id FROM amqp_outbox.outbox_0 WHERE lower(message_id) = 'indexed';
+SELECT message_id FROM amqp_outbox.outbox_0 WHERE lower(message_id) = 'indexed';
+RESET enable_seqscan;
+RESET enable_bitmapscan;
+DROP INDEX amqp_outbox.own;
+
 -- whoever publishes while the messages of his transaction are written is too late
 CREATE FUNCTION publish_late(message_id text) RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN

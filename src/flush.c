@@ -63,7 +63,7 @@ typedef struct OutboxFlushTable
 {
 	Relation	rel;			/* NULL: nothing is written there */
 	CatalogIndexState indexes;
-	EState	   *estate;			/* for the predicates of indexes */
+	EState	   *estate;			/* for predicates and expressions of indexes */
 	ExprState **predicates;		/* of the indexes; NULL: none */
 	MemoryContext batch_context;	/* copies of the rows of a batch */
 	int			nslots;			/* made so far */
@@ -184,12 +184,13 @@ outbox_flush_open(OutboxFlushTable *table, Oid relid, LOCKMODE lockmode,
 	{
 		IndexInfo  *info = indexes->ri_IndexRelationInfo[i];
 
-		if (info->ii_Predicate == NIL)
+		if (info->ii_Predicate == NIL && info->ii_Expressions == NIL)
 			continue;
 		if (table->estate == NULL)
 			table->estate = CreateExecutorState();
-		table->predicates[i] = ExecPrepareQual(info->ii_Predicate,
-											   table->estate);
+		if (info->ii_Predicate != NIL)
+			table->predicates[i] = ExecPrepareQual(info->ii_Predicate,
+												   table->estate);
 	}
 }
 
@@ -251,19 +252,10 @@ outbox_flush_begin_prepared(int64 n, List *servers)
 }
 
 static bool
-outbox_flush_satisfies(OutboxFlushTable *table, ExprState *predicate,
-					   TupleTableSlot *slot)
+outbox_flush_satisfies(OutboxFlushTable *table, ExprState *predicate)
 {
-	ExprContext *econtext;
-	bool		satisfied;
-
-	if (predicate == NULL)
-		return true;
-	econtext = GetPerTupleExprContext(table->estate);
-	econtext->ecxt_scantuple = slot;
-	satisfied = ExecQual(predicate, econtext);
-	ResetPerTupleExprContext(table->estate);
-	return satisfied;
+	return predicate == NULL ||
+		ExecQual(predicate, GetPerTupleExprContext(table->estate));
 }
 
 /*
@@ -276,6 +268,8 @@ outbox_flush_index(OutboxFlushTable *table, TupleTableSlot *slot)
 	ResultRelInfo *indexes = table->indexes;
 
 	Assert(ItemPointerIsValid(&slot->tts_tid));
+	if (table->estate)
+		GetPerTupleExprContext(table->estate)->ecxt_scantuple = slot;
 	for (int i = 0; i < indexes->ri_NumIndices; i++)
 	{
 		Relation	index = indexes->ri_IndexRelationDescs[i];
@@ -285,14 +279,16 @@ outbox_flush_index(OutboxFlushTable *table, TupleTableSlot *slot)
 
 		/* whoever builds it concurrently will find the row */
 		if (!info->ii_ReadyForInserts ||
-			!outbox_flush_satisfies(table, table->predicates[i], slot))
+			!outbox_flush_satisfies(table, table->predicates[i]))
 			continue;
-		FormIndexDatum(info, slot, NULL, values, isnull);
+		FormIndexDatum(info, slot, table->estate, values, isnull);
 		index_insert(index, values, isnull, &slot->tts_tid, table->rel,
 					 index->rd_index->indisunique ? UNIQUE_CHECK_YES :
 					 UNIQUE_CHECK_NO,
 					 false, info);
 	}
+	if (table->estate)
+		ResetPerTupleExprContext(table->estate);
 }
 
 static void
