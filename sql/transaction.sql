@@ -190,8 +190,8 @@ BEGIN;
 DO $$
 BEGIN
 	BEGIN
-		PERFORM amqp_publish('', 'q', repeat('x', 1000), message_id => 'spoilt ' || i)
-			FROM generate_series(1, 1000) i;
+		PERFORM amqp_publish('', 'q', repeat('x', 4000), message_id => 'spoilt ' || i)
+			FROM generate_series(1, 250) i;
 	EXCEPTION WHEN configuration_limit_exceeded THEN
 		RAISE NOTICE 'caught: %', SQLSTATE;
 	END;
