@@ -253,7 +253,7 @@ ALTER TABLE amqp_outbox.allowed_item ENABLE ALWAYS TRIGGER changed;
 -- The ring: what is only appended to stands in leaves, of which one is
 -- written; the oldest is emptied as a whole when nobody needs it any more (see
 -- src/rotation.c).  Their number is known to src/catalog.h.  The parents are
--- empty; their keys let the planner read all leaves in the order of the key.
+-- empty; their keys let the planner go through all leaves in the order of the key.
 --
 DO $$
 BEGIN

@@ -81,7 +81,7 @@ static OutboxStatement sum_backlog = {
  */
 static void
 outbox_census_sum(int32 server_key, int64 after, int64 before,
-					 OutboxBacklogSums *sums)
+				  OutboxBacklogSums *sums)
 {
 	Datum		values[3];
 	uint64		n;

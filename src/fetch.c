@@ -132,33 +132,49 @@ outbox_fetch_form(const Datum *values, const bool *isnull,
  * The outbox
  */
 
-/* Those with a key are held if an earlier message of it is not done. */
-static void
-outbox_fetch_find_held(int32 server_key, OutboxMessage **messages, int n)
+/* Messages with an ordering key, and the keys as they are stored. */
+typedef struct OutboxKeyed
 {
-	OutboxMessage **keyed = palloc(n * sizeof(OutboxMessage *));
-	Datum	   *ids = palloc(n * sizeof(Datum));
-	Datum	   *keys = palloc(n * sizeof(Datum));
+	int			n;
+	OutboxMessage **messages;	/* NULL: there is none yet */
+	Datum	   *ids;
+	Datum	   *keys;
+} OutboxKeyed;
+
+static void
+outbox_fetch_note_key(OutboxKeyed *keyed, OutboxMessage *msg, Datum key,
+					  int max_rows)
+{
+	if (keyed->messages == NULL)
+	{
+		keyed->messages = palloc(max_rows * sizeof(OutboxMessage *));
+		keyed->ids = palloc(max_rows * sizeof(Datum));
+		keyed->keys = palloc(max_rows * sizeof(Datum));
+	}
+	keyed->messages[keyed->n] = msg;
+	keyed->ids[keyed->n] = Int64GetDatum(msg->id);
+	keyed->keys[keyed->n++] = PointerGetDatum(DatumGetTextPCopy(key));
+}
+
+/* Those are held if an earlier message of their key is not done. */
+static void
+outbox_fetch_find_held(int32 server_key, const OutboxKeyed *keyed)
+{
 	Datum		values[3];
-	int			nkeyed = 0;
 	uint64		found;
 
-	for (int i = 0; i < n; i++)
-	{
-		if (messages[i]->ordering_key == NULL)
-			continue;
-		ids[nkeyed] = Int64GetDatum(messages[i]->id);
-		keys[nkeyed] = outbox_store_text(messages[i]->ordering_key);
-		keyed[nkeyed++] = messages[i];
-	}
-	if (nkeyed == 0)
+	if (keyed->n == 0)
 		return;
 	values[0] = Int32GetDatum(server_key);
-	values[1] = outbox_store_array(ids, nkeyed, INT8OID);
-	values[2] = outbox_store_array(keys, nkeyed, TEXTOID);
-	found = outbox_store_select(&find_held, values, nkeyed);
+	values[1] = outbox_store_array(keyed->ids, keyed->n, INT8OID);
+	values[2] = outbox_store_array(keyed->keys, keyed->n, TEXTOID);
+	found = outbox_store_select(&find_held, values, keyed->n);
 	for (uint64 i = 0; i < found; i++)
-		keyed[DatumGetInt64(outbox_store_column((int) i, 1)) - 1]->held = true;
+	{
+		int64		number = DatumGetInt64(outbox_store_column((int) i, 1));
+
+		keyed->messages[number - 1]->held = true;
+	}
 	outbox_store_free();
 }
 
@@ -172,11 +188,12 @@ outbox_fetch(MemoryContext context, int32 server_key, int64 after,
 										 after, before);
 	Datum		values[OUTBOX_NCOLUMNS];
 	bool		isnull[OUTBOX_NCOLUMNS];
+	OutboxKeyed keyed = {0};
 	Size		bytes = 0;
 	int			n = 0;
 
 	*complete = false;
-	while (n < max_rows && (n == 0 || bytes < max_bytes) && !*complete)
+	while (n < max_rows && (n == 0 || bytes < max_bytes))
 	{
 		MemoryContext old_context;
 
@@ -190,10 +207,13 @@ outbox_fetch(MemoryContext context, int32 server_key, int64 after,
 		MemoryContextSwitchTo(old_context);
 		messages[n]->possible_duplicate =
 			messages[n]->id <= doubt->through_id;
+		if (!isnull[OUTBOX_COL_ORDERING_KEY])
+			outbox_fetch_note_key(&keyed, messages[n],
+								  values[OUTBOX_COL_ORDERING_KEY], max_rows);
 		bytes += outbox_message_bytes(messages[n++]);
 	}
 	outbox_scan_end(scan);
-	outbox_fetch_find_held(server_key, messages, n);
+	outbox_fetch_find_held(server_key, &keyed);
 	return n;
 }
 

@@ -4,7 +4,7 @@
  *	  A message and its outcomes, as C sees them.
  *
  * An OutboxMessage is what the worker carries from the outbox to the broker.
- * Every string in it is UTF-8, whatever the server encoding: the store
+ * Every string in it is UTF-8, whatever the server encoding: fetch.c
  * converts on reading, inside a transaction, so that nobody who holds a
  * message later needs the catalogs.
  *

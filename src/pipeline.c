@@ -163,12 +163,6 @@ outbox_pipeline_create(const char *server_name)
 	return pipeline;
 }
 
-void
-outbox_pipeline_destroy(OutboxPipeline *pipeline)
-{
-	MemoryContextDelete(pipeline->context);
-}
-
 /*
  * Reading
  */
@@ -508,7 +502,7 @@ outbox_pipeline_has_room(const OutboxPipeline *pipeline)
 {
 	return outbox_ledger_room(pipeline->ledger) >= OUTBOX_READ_MIN_ROOM &&
 		outbox_pipeline_room_bytes(pipeline) >=
-		Min(outbox_pipeline_read_ahead(), OUTBOX_READ_BYTES) &&
+		Min(outbox_pipeline_read_ahead() / 2, OUTBOX_READ_BYTES) &&
 		outbox_ledger_unpublished(pipeline->ledger) < OUTBOX_READ_ROWS;
 }
 
@@ -600,7 +594,8 @@ outbox_pipeline_read(OutboxPipeline *pipeline, const OutboxServer *server)
 	 */
 	if (pipeline->server_key != 0 && outbox_pipeline_has_due(pipeline, now))
 		outbox_pipeline_read_due(pipeline, now, &current);
-	if (pipeline->server_key != 0 && horizon > pipeline->read_through + 1)
+	if (pipeline->server_key != 0 && horizon > pipeline->read_through + 1 &&
+		outbox_pipeline_room_bytes(pipeline) > 0)
 		n = outbox_pipeline_read_outbox(pipeline, horizon, &current);
 	outbox_store_commit();
 	outbox_pipeline_note_rush(pipeline, n, now);

@@ -26,7 +26,6 @@ typedef enum OutboxReadResult
  * of CurrentMemoryContext.
  */
 extern OutboxPipeline *outbox_pipeline_create(const char *server_name);
-extern void outbox_pipeline_destroy(OutboxPipeline *pipeline);
 
 /*
  * If the server's backlog is limited: count it, if that is due.  Runs a

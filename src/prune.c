@@ -52,7 +52,7 @@ outbox_prune_keys(const OutboxServer *server)
 	server_key = outbox_store_server_key(server->name);
 	if (server_key != 0)
 		more = outbox_prune_keys_before(server_key, GetCurrentTimestamp() -
-									   server->idempotency_retention * USECS_PER_SEC);
+										server->idempotency_retention * USECS_PER_SEC);
 	outbox_store_commit();
 	return more;
 }

@@ -34,9 +34,9 @@
 #include "catalog.h"
 #include "horizon.h"
 #include "leaf.h"
+#include "receipt.h"
 #include "rotation.h"
 #include "settings.h"
-#include "receipt.h"
 #include "store.h"
 
 /* A leaf is written for so long at least, unless it is large. */

@@ -117,7 +117,7 @@ outbox_settings_define(void)
 							"The last message of them may exceed it, however large.",
 							&outbox_read_ahead,
 							64,
-							1, 4096,
+							1, Min(4096, MAX_KILOBYTES / 1024),
 							PGC_SIGHUP,
 							GUC_UNIT_MB,
 							NULL, NULL, NULL);

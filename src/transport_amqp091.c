@@ -332,7 +332,7 @@ handle_content(OutboxTransport *t, const OutboxFrame *frame,
 	if (returned->state != OUTBOX_RETURNED_NONE || t->state != STATE_READY)
 		return;
 
-	/* as with a confirm; which message it is is not known here */
+	/* mostly an earlier one; but which it is is not known here */
 	outbox_wire_keep_body(t->wire);
 	event->type = OUTBOX_EVENT_RETURN;
 	event->reply_code = returned->reply_code;
@@ -397,6 +397,7 @@ handle_connection_close(OutboxTransport *t,
 	char		text[OUTBOX_SHORTSTR_MAX + 1];
 
 	/* one try to be polite; what was queued before does not matter any more */
+	outbox_wire_drop_body(t->wire);
 	queue_method(t, 0, AMQP_CONNECTION_CLOSE_OK_METHOD, &close_ok);
 	outbox_wire_flush(t->wire);
 
@@ -887,6 +888,7 @@ say_goodbye(OutboxTransport *t)
 
 	close.reply_code = AMQP_REPLY_SUCCESS;
 	close.reply_text = amqp_cstring_bytes("goodbye");
+	outbox_wire_drop_body(t->wire);
 	queue_method(t, 0, AMQP_CONNECTION_CLOSE_METHOD, &close);
 	outbox_wire_flush(t->wire);
 }

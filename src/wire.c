@@ -317,6 +317,12 @@ outbox_wire_keep_body(OutboxWire *wire)
 		put_body_frame(wire);
 }
 
+void
+outbox_wire_drop_body(OutboxWire *wire)
+{
+	wire->body_rest = 0;
+}
+
 /* Send once; whether anything went out. */
 static bool
 send_output(OutboxWire *wire)

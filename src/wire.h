@@ -99,6 +99,9 @@ extern bool outbox_wire_queue_message(OutboxWire *wire,
 /* Copy what is left of a body, whose owner may not keep it. */
 extern void outbox_wire_keep_body(OutboxWire *wire);
 
+/* Do not send what is left of a body: the connection is given up. */
+extern void outbox_wire_drop_body(OutboxWire *wire);
+
 extern void outbox_wire_queue_heartbeat(OutboxWire *wire);
 
 /* Send what is queued, as far as the socket takes it. */

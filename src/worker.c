@@ -220,8 +220,11 @@ outbox_worker_backoff_ms(int failures, int first_ms, int last_ms)
 static void
 outbox_worker_disconnect(void)
 {
-	outbox_transport_close(worker->transport);
+	OutboxTransport *transport = worker->transport;
+
+	/* an error in saying goodbye must not have it said again */
 	worker->transport = NULL;
+	outbox_transport_close(transport);
 	worker->ready = false;
 	worker->announced = false;
 	worker->blocked = false;
