@@ -327,6 +327,8 @@ $rows = examine("SELECT amqp_outbox.declare_exchange('mes', 'forgotten');
 like($rows->{topology},
 	qr/^ error: declared exchange "forgotten": NOT_FOUND.*\n error: declared queue "lost"/,
 	'what is declared and not at the broker');
+like($rows->{topology}, qr/-> amqp_outbox\.pause\(\), and then resume\(\)/,
+	"what the server's owner may do about it");
 like($rows->{write_permission}, qr/^ ok/, 'and the others may be written to');
 
 # the queue is there, but another one
