@@ -121,7 +121,7 @@ drain_bare()
 
 drain()
 {
-	local QUEUE figure CPU_FIGURE goals
+	local QUEUE figure CPU_FIGURE goals MESSAGES=$DRAINED
 
 	declare -A goals=([classic]=0.95 [quorum]=0.9 [stream]=0.85)
 	for QUEUE in classic quorum stream; do

@@ -16,7 +16,7 @@ with_tls()
 
 tls()
 {
-	local QUEUE=quorum CPU_FIGURE="worker's CPU for each of them, TLS"
+	local QUEUE=quorum MESSAGES=$DRAINED CPU_FIGURE="worker's CPU for each of them, TLS"
 	local figure="draining $MESSAGES messages of $SIZE bytes, quorum queue, TLS"
 	local PUBLISHER_ARGUMENTS=(--cacertfile "$WORK/tls/certificate.pem"
 		--url "amqps://guest:guest@127.0.0.1:$(<"$WORK/tls/port")")
