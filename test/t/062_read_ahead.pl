@@ -1,0 +1,55 @@
+# Large messages and a broker that takes none: a worker reads ahead as far as
+# amqp_outbox.read_ahead allows, and what waits beyond it is lost no less.
+
+use strict;
+use warnings FATAL => 'all';
+
+use AmqpOutboxTest;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+plan skip_all => '/proc is needed' if !-e "/proc/$$/status";
+
+my $messages = 150;				# of 1 MB
+my $broker = AmqpOutboxTest::Broker->new('ahead');
+my $node = new_node('main', conf => "amqp_outbox.read_ahead = '8MB'");
+
+create_server($node, 'postgres', 'mes', $broker);
+$broker->declare_queue('q');
+wait_state($node, 'postgres', 'mes', 'connected');
+
+# The most memory that the worker ever had, in MB; shared buffers count as they
+# are touched.
+sub peak
+{
+	my $pid = worker_pid($node, 'postgres', 'mes');
+
+	return $1 / 1024
+	  if slurp_file("/proc/$pid/status") =~ /^VmHWM:\s+(\d+) kB/m;
+	die "no VmHWM of process $pid";
+}
+
+my $before = peak();
+$broker->freeze;
+$node->safe_psql('postgres',
+	"SELECT count(amqp_publish('', 'q', repeat(md5(i::text), 32768)))
+		FROM generate_series(1, $messages) i");
+wait_for($node, 'postgres',
+	'SELECT in_flight > 0 FROM amqp_outbox.server_status',
+	'messages on their way');
+$broker->thaw;
+wait_settled($node, 'postgres');
+my $more = peak() - $before;
+note sprintf('worker %.0f MB more', $more);
+SKIP:
+{
+	# which keeps what was freed
+	skip 'this runs under a sanitizer', 1
+	  if slurp_file("/proc/" . worker_pid($node, 'postgres', 'mes') . "/maps") =~
+	  /libasan/;
+	cmp_ok($more, '<', 48, 'memory is bounded');
+}
+is(scalar($broker->fields('q', 'size')), $messages, 'all messages arrived');
+
+finish_node($node);
+done_testing();
