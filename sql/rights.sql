@@ -42,7 +42,7 @@ SELECT p.oid::regprocedure AS function
 	JOIN pg_extension e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
 	WHERE e.extname = 'amqp_outbox' AND d.deptype = 'e'
 	AND has_function_privilege('regress_outbox_stranger', p.oid, 'EXECUTE')
-	ORDER BY 1::text;
+	ORDER BY p.oid::regprocedure::text COLLATE "C";
 
 -- limits are not for everybody to change
 SHOW amqp_outbox.max_message_size;
