@@ -310,13 +310,18 @@ outbox_backlog_merge_reservation(OutboxReservation like)
 }
 
 static void
-outbox_backlog_tell_full(void)
+outbox_backlog_tell_full(bool of_server)
 {
 	ereport(LOG,
 			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+			 of_server ?
+			 errmsg("too many servers have a backlog for amqp_outbox to limit each of them") :
 			 errmsg("too many roles have a backlog for amqp_outbox to limit each of them"),
 			 errdetail("There is room for %d roles and servers in one cluster.",
+					   of_server ? outbox_backlog_max_entries() :
 					   OUTBOX_MAX_BACKLOG_ROLES),
+			 of_server ?
+			 errhint("Backlogs of the others are not limited at present; a larger amqp_outbox.max_workers makes room.") :
 			 errhint("Messages of the others count for the limits of their server only; set those as well.")));
 }
 
@@ -379,7 +384,7 @@ outbox_backlog_reserve(Oid serverid, const char *role, int64 bytes,
 	outbox_backlog_unlock();
 
 	if (full)
-		outbox_backlog_tell_full();
+		outbox_backlog_tell_full(server == NULL);
 	excess->first = exceeds && !warned;
 	warned |= exceeds;
 	return !exceeds;
