@@ -1334,7 +1334,7 @@ CREATE FUNCTION amqp_outbox.wake()
 RETURNS void LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'outbox_sql_wake';
 COMMENT ON FUNCTION amqp_outbox.wake() IS
-'make this database''s workers look at everything anew, without waiting for a backoff to end';
+'make this database''s workers look at everything anew, and connect without waiting for the next attempt';
 
 --
 -- What follows is the server owner's.  Errors: 42501 for anybody else, 42704 if

@@ -148,59 +148,59 @@ static OutboxStatement deliver_deferred = {
 	.nparams = 3, .types = {INT4OID, INT8ARRAYOID, TIMESTAMPTZOID}
 };
 
+/* A row that cannot be read becomes a dead letter with these of its columns. */
+#define OUTBOX_BURY_MALFORMED(columns, malformed, values) \
+	" INSERT INTO amqp_outbox.dead_letter_item (" columns "," malformed ")" \
+	" SELECT " columns "," values " AND ordering_key IS NOT NULL FROM "
+#define OUTBOX_OF_OUTBOX \
+	"amqp_outbox.outbox WHERE server_key = $1 AND id = $2"
+#define OUTBOX_GONE(columns) \
+	"WITH gone AS (DELETE FROM amqp_outbox.deferred" \
+	" WHERE server_key = $1 AND id = $2 RETURNING " columns ")"
+#define OUTBOX_MALFORMED_TYPES \
+	{INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID, BOOLOID}
+
 static OutboxStatement bury_whole = {
-	.sql = "INSERT INTO amqp_outbox.dead_letter_item (" OUTBOX_COLUMNS ","
-	OUTBOX_MALFORMED_COLUMNS ")"
-	" SELECT " OUTBOX_COLUMNS "," OUTBOX_MALFORMED_VALUES
-	" AND ordering_key IS NOT NULL"
-	" FROM amqp_outbox.outbox WHERE server_key = $1 AND id = $2",
-	.nparams = 5, .types = {INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID, BOOLOID}
+	.sql = OUTBOX_BURY_MALFORMED(OUTBOX_COLUMNS, OUTBOX_MALFORMED_COLUMNS,
+								 OUTBOX_MALFORMED_VALUES) OUTBOX_OF_OUTBOX,
+	.nparams = 5, .types = OUTBOX_MALFORMED_TYPES
 };
 
 static OutboxStatement bury_deferred_whole = {
-	.sql = "WITH gone AS (DELETE FROM amqp_outbox.deferred"
-	" WHERE server_key = $1 AND id = $2 RETURNING " OUTBOX_COLUMNS ")"
-	" INSERT INTO amqp_outbox.dead_letter_item (" OUTBOX_COLUMNS ","
-	OUTBOX_MALFORMED_COLUMNS ")"
-	" SELECT " OUTBOX_COLUMNS "," OUTBOX_MALFORMED_VALUES
-	" AND ordering_key IS NOT NULL FROM gone",
-	.nparams = 5, .types = {INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID, BOOLOID}
+	.sql = OUTBOX_GONE(OUTBOX_COLUMNS)
+	OUTBOX_BURY_MALFORMED(OUTBOX_COLUMNS, OUTBOX_MALFORMED_COLUMNS,
+						  OUTBOX_MALFORMED_VALUES) "gone",
+	.nparams = 5, .types = OUTBOX_MALFORMED_TYPES
 };
 
 static OutboxStatement bury_readable = {
-	.sql = "INSERT INTO amqp_outbox.dead_letter_item (" OUTBOX_READABLE_COLUMNS ","
-	OUTBOX_UNREADABLE_COLUMNS ")"
-	" SELECT " OUTBOX_READABLE_COLUMNS "," OUTBOX_UNREADABLE_VALUES
-	" AND ordering_key IS NOT NULL"
-	" FROM amqp_outbox.outbox WHERE server_key = $1 AND id = $2",
-	.nparams = 5, .types = {INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID, BOOLOID}
+	.sql = OUTBOX_BURY_MALFORMED(OUTBOX_READABLE_COLUMNS,
+								 OUTBOX_UNREADABLE_COLUMNS,
+								 OUTBOX_UNREADABLE_VALUES) OUTBOX_OF_OUTBOX,
+	.nparams = 5, .types = OUTBOX_MALFORMED_TYPES
 };
 
 static OutboxStatement bury_deferred_readable = {
-	.sql = "WITH gone AS (DELETE FROM amqp_outbox.deferred"
-	" WHERE server_key = $1 AND id = $2 RETURNING " OUTBOX_READABLE_COLUMNS ")"
-	" INSERT INTO amqp_outbox.dead_letter_item (" OUTBOX_READABLE_COLUMNS ","
-	OUTBOX_UNREADABLE_COLUMNS ")"
-	" SELECT " OUTBOX_READABLE_COLUMNS "," OUTBOX_UNREADABLE_VALUES
-	" AND ordering_key IS NOT NULL FROM gone",
-	.nparams = 5, .types = {INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID, BOOLOID}
+	.sql = OUTBOX_GONE(OUTBOX_READABLE_COLUMNS)
+	OUTBOX_BURY_MALFORMED(OUTBOX_READABLE_COLUMNS, OUTBOX_UNREADABLE_COLUMNS,
+						  OUTBOX_UNREADABLE_VALUES) "gone",
+	.nparams = 5, .types = OUTBOX_MALFORMED_TYPES
 };
 
+/* Nothing but the id can be read. */
+#define OUTBOX_BURY_ID(id) \
+	" INSERT INTO amqp_outbox.dead_letter_item (server_key, id, message_id," \
+	" enqueued_at, exchange, routing_key," OUTBOX_UNREADABLE_COLUMNS ")" \
+	" SELECT $1, " id ", '', $3, '', ''," OUTBOX_UNREADABLE_VALUES " AND false"
+
 static OutboxStatement bury_id = {
-	.sql = "INSERT INTO amqp_outbox.dead_letter_item (server_key, id, message_id,"
-	" enqueued_at, exchange, routing_key," OUTBOX_UNREADABLE_COLUMNS ")"
-	" SELECT $1, $2, '', $3, '', ''," OUTBOX_UNREADABLE_VALUES " AND false",
-	.nparams = 5, .types = {INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID, BOOLOID}
+	.sql = OUTBOX_BURY_ID("$2"),
+	.nparams = 5, .types = OUTBOX_MALFORMED_TYPES
 };
 
 static OutboxStatement bury_deferred_id = {
-	.sql = "WITH gone AS (DELETE FROM amqp_outbox.deferred"
-	" WHERE server_key = $1 AND id = $2 RETURNING id)"
-	" INSERT INTO amqp_outbox.dead_letter_item (server_key, id, message_id,"
-	" enqueued_at, exchange, routing_key," OUTBOX_UNREADABLE_COLUMNS ")"
-	" SELECT $1, id, '', $3, '', ''," OUTBOX_UNREADABLE_VALUES
-	" AND false FROM gone",
-	.nparams = 5, .types = {INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID, BOOLOID}
+	.sql = OUTBOX_GONE("id") OUTBOX_BURY_ID("id") " FROM gone",
+	.nparams = 5, .types = OUTBOX_MALFORMED_TYPES
 };
 
 static Datum

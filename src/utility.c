@@ -265,7 +265,7 @@ outbox_utility_drop_server(Oid serverid)
 				(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
 				 errmsg("cannot drop server \"%s\" because messages to it are not delivered",
 						NameStr(name)),
-				 errhint("Let them be delivered (ALTER SERVER can name another broker), or delete them from amqp_outbox.outbox and amqp_outbox.deferred.")));
+				 errhint("Let them be delivered (ALTER SERVER can name another broker), or let the owner of extension amqp_outbox delete them from amqp_outbox.outbox and amqp_outbox.deferred.")));
 	outbox_topology_forget_server(NameStr(name));
 	outbox_permission_forget_server(NameStr(name));
 }
