@@ -230,9 +230,12 @@ sub create_server
 	$node->safe_psql($database, <<"END");
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS amqp_outbox;
+-- at once: a worker that starts in between notes that the mapping is missing
+BEGIN;
 CREATE SERVER $server FOREIGN DATA WRAPPER amqp_outbox OPTIONS ($list);
 CREATE USER MAPPING FOR PUBLIC SERVER $server
 	OPTIONS (user 'guest', password 'guest');
+COMMIT;
 END
 	return;
 }
