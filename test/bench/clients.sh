@@ -17,6 +17,15 @@ delivering()
 	stop_worker
 }
 
+while_delivering()
+{
+	local figure='1 message per transaction, 8 clients, being delivered meanwhile'
+
+	ours() { reset_tables && delivering single "$figure" outbox publish -c 8 -j 2; }
+	theirs() { single "$figure" plain insert -c 8 -j 2; }
+	in_turn ours theirs
+}
+
 clients()
 {
 	local figure n
@@ -27,10 +36,7 @@ clients()
 		theirs() { single "$figure" plain insert -c $n -j 2; }
 		in_turn ours theirs
 	done
-	figure='1 message per transaction, 8 clients, being delivered meanwhile'
-	ours() { reset_tables && delivering single "$figure" outbox publish -c 8 -j 2; }
-	theirs() { single "$figure" plain insert -c 8 -j 2; }
-	in_turn ours theirs
+	[ $round -gt 3 ] || while_delivering
 	figure='transactions of 1,000 messages, 4 clients'
 	ours() { single "$figure" outbox publish_1000 -c 4 -j 2; }
 	theirs() { single "$figure" plain insert_1000 -c 4 -j 2; }
