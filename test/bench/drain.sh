@@ -5,7 +5,7 @@
 # parts need for that, too.
 #
 # The worker is connected and idle when they commit, as the bare publisher is when
-# it begins.
+# it begins; before that the broker was idle, and the same was committed, for both.
 
 QUEUE=classic					# the kind that fresh_queue makes
 QUEUE_ARGUMENTS=()
@@ -61,10 +61,28 @@ worker_cpu()
 	cpu_of "$(worker_pid)"
 }
 
+# Hundredths of a second of CPU that the broker has used.
+broker_cpu()
+{
+	cut -d ' ' -f 14,15 "/proc/$("$SOURCE/scripts/rabbitmq" pid "$WORK/rabbit")/stat" |
+		tr ' ' '+'
+}
+
+broker_is_idle()
+{
+	local before
+
+	before=$(($(broker_cpu)))
+	sleep 0.2
+	[ $(($(broker_cpu) - before)) -le 2 ]
+}
+
+# A broker goes on deleting what a queue held long after it has answered.
 fresh_queue()
 {
 	amqp_tool delete-queue bench 2>/dev/null
 	amqp_tool declare-queue bench --type $QUEUE "${QUEUE_ARGUMENTS[@]}"
+	await 60 broker_is_idle || die "the broker does not come to rest"
 }
 
 # A stream does not tell exactly, and a bounded queue is not to hold them.
@@ -104,12 +122,15 @@ drain_outbox()
 	stop_worker
 }
 
-# drain_bare FIGURE [GOAL]
+# drain_bare FIGURE [GOAL]: right after as many were committed here, too, which
+# leaves the disk busy for a while
 drain_bare()
 {
 	local result
 
 	fresh_queue
+	reset_tables
+	publish_many_at >/dev/null
 	result=$(amqp_bare --key bench --count $MESSAGES --size $SIZE \
 		--window $WINDOW "${PUBLISHER_ARGUMENTS[@]}") || exit 1
 	note "$1" bare "$(query "SELECT round($MESSAGES /
