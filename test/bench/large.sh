@@ -27,7 +27,7 @@ large()
 	local SIZE MESSAGES BODY figure
 
 	for SIZE in 1048576 16777216; do
-		MESSAGES=$((LARGE * 524288 / SIZE))
+		MESSAGES=$((LARGE * 419431 / SIZE))
 		BODY=$(random_body $SIZE)
 		[ $round -gt 1 ] || accustom_broker
 		figure="draining $MESSAGES messages of $((SIZE / 1048576)) MB"
