@@ -88,12 +88,18 @@ static OutboxStatement hold_again = {
 	.nparams = 4, .types = {INT4OID, INT8OID, TIMESTAMPTZOID, BOOLOID}
 };
 
-/* Those of the key that were to follow message $2 at once */
+/*
+ * Those of the key that were to follow message $2 at once.  When they were due
+ * tells which of them a former worker may have sent, and that is forgotten here.
+ */
 static OutboxStatement hold_behind = {
-	.sql = "UPDATE amqp_outbox.deferred SET due_at = 'infinity'"
+	.sql = "UPDATE amqp_outbox.deferred SET due_at = 'infinity',"
+	" possible_duplicate = possible_duplicate OR due_at <= $6"
 	" WHERE server_key = $1 AND id > $2 AND ordering_key = $3"
 	" AND due_at <= $4 AND id <> ALL ($5)",
-	.nparams = 5, .types = {INT4OID, INT8OID, TEXTOID, TIMESTAMPTZOID, INT8ARRAYOID}
+	.nparams = 6,
+	.types = {INT4OID, INT8OID, TEXTOID, TIMESTAMPTZOID, INT8ARRAYOID,
+		TIMESTAMPTZOID}
 };
 
 /* The next ones of a key, if nothing of it is on its way before them */
@@ -353,15 +359,17 @@ outbox_outcome_hold(int32 server_key, const OutboxMessage *msg,
 
 void
 outbox_outcome_hold_behind(int32 server_key, const OutboxMessage *msg,
-						   const int64 *except, int n, TimestampTz now)
+						   const int64 *except, int n,
+						   TimestampTz doubt_due_at, TimestampTz now)
 {
-	Datum		values[5];
+	Datum		values[6];
 
 	values[0] = Int32GetDatum(server_key);
 	values[1] = Int64GetDatum(msg->id);
 	values[2] = outbox_store_text(msg->ordering_key);
 	values[3] = TimestampTzGetDatum(now);
 	values[4] = outbox_outcome_ids(except, n);
+	values[5] = TimestampTzGetDatum(doubt_due_at);
 	outbox_store_change(&hold_behind, values, NULL, SPI_OK_UPDATE);
 }
 

@@ -52,11 +52,14 @@ extern void outbox_outcome_hold(int32 server_key, const OutboxMessage *msg,
 
 /*
  * A deferred message with a key failed: those of its key that were to follow
- * it at once are put behind it, except those with these n ids.
+ * it at once are put behind it, except those with these n ids.  Those that were
+ * due at doubt_due_at, which a former worker may have sent, are possible
+ * duplicates from then on; 0: none.
  */
 extern void outbox_outcome_hold_behind(int32 server_key,
 									   const OutboxMessage *msg,
 									   const int64 *except, int n,
+									   TimestampTz doubt_due_at,
 									   TimestampTz now);
 
 /*

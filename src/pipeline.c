@@ -868,7 +868,8 @@ outbox_pipeline_write_receipt(OutboxPipeline *pipeline,
 	if (!outbox_store_begin())
 		return;
 	deferred = outbox_settlement_write(pipeline->ledger, n, server,
-									   pipeline->server_key, &receipt,
+									   pipeline->server_key,
+									   pipeline->doubt.due_at, &receipt,
 									   pipeline->census);
 	outbox_receipt_write(pipeline->server_key, &receipt);
 	due_floor = outbox_pipeline_due_floor(pipeline, deferred,

@@ -38,6 +38,7 @@ typedef struct OutboxSettlement
 	OutboxLedger *ledger;
 	OutboxReceipt *receipt;
 	OutboxCensus *census;
+	TimestampTz doubt_due_at;
 	TimestampTz now;
 
 	/* collected */
@@ -113,7 +114,7 @@ outbox_settlement_hold_behind(OutboxSettlement *settlement,
 											   ids);
 
 	outbox_outcome_hold_behind(settlement->server_key, entry->message, ids, n,
-							   settlement->now);
+							   settlement->doubt_due_at, settlement->now);
 	pfree(ids);
 }
 
@@ -241,6 +242,7 @@ outbox_settlement_release(OutboxSettlement *settlement, int n)
 int
 outbox_settlement_write(OutboxLedger *ledger, int n,
 						const OutboxServer *server, int32 server_key,
+						TimestampTz doubt_due_at,
 						OutboxReceipt *receipt, OutboxCensus *census)
 {
 	OutboxSettlement settlement = {
@@ -249,6 +251,7 @@ outbox_settlement_write(OutboxLedger *ledger, int n,
 		.ledger = ledger,
 		.receipt = receipt,
 		.census = census,
+		.doubt_due_at = doubt_due_at,
 		.now = receipt->settled_at
 	};
 	int			deferred = 0;

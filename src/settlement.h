@@ -16,11 +16,14 @@
 /*
  * In a transaction of the store: write down what became of the n oldest
  * messages of the ledger, except the receipt itself, which is brought up to
- * date, and for the census what does not wait any more.  Returns how many of them were deferred ones.
+ * date, and for the census what does not wait any more.  Deferred messages that
+ * were due at doubt_due_at may have been sent by a former worker (0: none).
+ * Returns how many of them were deferred ones.
  */
 extern int	outbox_settlement_write(OutboxLedger *ledger, int n,
 									const OutboxServer *server,
 									int32 server_key,
+									TimestampTz doubt_due_at,
 									OutboxReceipt *receipt,
 									OutboxCensus *census);
 
