@@ -84,7 +84,6 @@ outbox_fetch_form(const Datum *values, const bool *isnull,
 				  const OutboxServer *server)
 {
 	OutboxMessage *msg = palloc0(sizeof(OutboxMessage));
-	bytea	   *body;
 
 	msg->id = DatumGetInt64(values[OUTBOX_COL_ID]);
 	msg->enqueued_at = DatumGetTimestampTz(values[OUTBOX_COL_ENQUEUED_AT]);
@@ -98,9 +97,7 @@ outbox_fetch_form(const Datum *values, const bool *isnull,
 	msg->exchange = outbox_fetch_text(values, isnull, OUTBOX_COL_EXCHANGE);
 	msg->routing_key = outbox_fetch_text(values, isnull,
 										 OUTBOX_COL_ROUTING_KEY);
-	body = DatumGetByteaPCopy(values[OUTBOX_COL_BODY]);
-	msg->body = VARDATA(body);
-	msg->body_len = VARSIZE(body) - VARHDRSZ;
+	outbox_message_take_body(msg, DatumGetByteaPCopy(values[OUTBOX_COL_BODY]));
 	if (!isnull[OUTBOX_COL_HEADERS])
 		msg->headers = DatumGetJsonbPCopy(values[OUTBOX_COL_HEADERS]);
 	msg->content_type = outbox_fetch_text(values, isnull,
@@ -215,6 +212,27 @@ outbox_fetch(MemoryContext context, int32 server_key, int64 after,
 	outbox_scan_end(scan);
 	outbox_fetch_find_held(server_key, &keyed);
 	return n;
+}
+
+bool
+outbox_fetch_body(MemoryContext context, int32 server_key, OutboxMessage *msg)
+{
+	OutboxScan *scan = outbox_scan_begin(outbox_store_outbox(), server_key,
+										 msg->id - 1, msg->id + 1);
+	Datum		values[OUTBOX_NCOLUMNS];
+	bool		isnull[OUTBOX_NCOLUMNS];
+	bool		found = outbox_scan_next(scan, values, isnull);
+
+	if (found)
+	{
+		MemoryContext old_context = MemoryContextSwitchTo(context);
+
+		outbox_message_take_body(msg,
+								 DatumGetByteaPCopy(values[OUTBOX_COL_BODY]));
+		MemoryContextSwitchTo(old_context);
+	}
+	outbox_scan_end(scan);
+	return found;
 }
 
 /*

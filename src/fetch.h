@@ -41,7 +41,14 @@ extern int	outbox_fetch(MemoryContext context, int32 server_key,
 						 const OutboxDoubt *doubt,
 						 OutboxMessage **messages, bool *complete);
 
-/* The same for deferred messages that are due, from a place on. */
+/*
+ * Give a message of the outbox that has let its body go a copy of it, allocated
+ * in the context.  False: its row is gone.
+ */
+extern bool outbox_fetch_body(MemoryContext context, int32 server_key,
+							  OutboxMessage *msg);
+
+/* The same as outbox_fetch() for deferred messages that are due, from a place on. */
 extern int	outbox_fetch_due(MemoryContext context, int32 server_key,
 							 const OutboxPlace *from, TimestampTz now,
 							 int max_rows,

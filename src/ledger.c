@@ -20,6 +20,11 @@
  * order; "multiple" means all open ones up to a tag, and every tag is visited
  * once on the way up, so the cost is one step for each message.
  *
+ * A large body is let go as soon as it is sent, not when the broker has answered:
+ * it would be the most of the memory that a worker needs, and of no use to the
+ * processor's cache.  Should the message have to be sent again, its body is read
+ * again.  Only deferred messages keep theirs: somebody may have deleted the row.
+ *
  * Pure: no I/O, no clock, no shared state.
  *
  *-------------------------------------------------------------------------
@@ -29,6 +34,9 @@
 #include "utils/memutils.h"
 
 #include "ledger.h"
+
+/* A smaller body is kept until its message is settled. */
+#define OUTBOX_BODY_KEEP	(64 * 1024)
 
 struct OutboxLedger
 {
@@ -253,6 +261,35 @@ outbox_ledger_next(OutboxLedger *ledger, int key_window)
 	return NULL;
 }
 
+/* What was sent with this tag is out of our hands. */
+static void
+outbox_ledger_let_body_go(OutboxLedger *ledger, uint64 tag)
+{
+	uint64		position = ledger->tags[tag & ledger->mask];
+	OutboxMessage *msg;
+
+	if (position < ledger->removed)
+		return;
+	msg = outbox_ledger_at(ledger, position)->message;
+	if (msg->deferred || msg->body_len <= OUTBOX_BODY_KEEP || !msg->body)
+		return;
+	outbox_message_let_body_go(msg);
+	ledger->bytes -= msg->body_len;
+}
+
+void
+outbox_ledger_body_again(OutboxLedger *ledger)
+{
+	ledger->bytes += outbox_ledger_at(ledger,
+									  ledger->current)->message->body_len;
+}
+
+void
+outbox_ledger_put_back(OutboxLedger *ledger)
+{
+	ledger->scan = Min(ledger->scan, ledger->current);
+}
+
 void
 outbox_ledger_sent(OutboxLedger *ledger, uint64 tag, TimestampTz now)
 {
@@ -265,6 +302,9 @@ outbox_ledger_sent(OutboxLedger *ledger, uint64 tag, TimestampTz now)
 	ledger->tags[tag & ledger->mask] = ledger->current;
 	ledger->unsent--;
 	ledger->in_flight++;
+	/* the transport has use for the body of the newest one only */
+	if (tag > 1)
+		outbox_ledger_let_body_go(ledger, tag - 1);
 	if (entry->key == NULL)
 		return;
 	entry->awaited = true;
@@ -287,6 +327,15 @@ void
 outbox_ledger_refused(OutboxLedger *ledger, const char *words)
 {
 	outbox_ledger_give_up(ledger, OUTBOX_TOO_LARGE, 0, words);
+}
+
+void
+outbox_ledger_unreadable(OutboxLedger *ledger, const char *words)
+{
+	OutboxEntry *entry = outbox_ledger_at(ledger, ledger->current);
+
+	entry->message->unreadable = MemoryContextStrdup(entry->batch, words);
+	outbox_ledger_give_up(ledger, OUTBOX_MALFORMED, 0, words);
 }
 
 void

@@ -49,14 +49,23 @@ extern void outbox_ledger_add(OutboxLedger *ledger, OutboxMessage **messages,
 							  int n, MemoryContext batch);
 
 /*
- * The next one to send, NULL if there is none.  It must be sent, refused or
- * skipped before the next call.
+ * The next one to send, NULL if there is none.  It must be sent, refused,
+ * skipped or put back before the next call.
  */
 extern OutboxEntry *outbox_ledger_next(OutboxLedger *ledger, int key_window);
 
 /*
+ * If that one was sent before it may have let its body go.  It has got it again;
+ * or its row cannot be read any more; or nothing can be read now.
+ */
+extern void outbox_ledger_body_again(OutboxLedger *ledger);
+extern void outbox_ledger_unreadable(OutboxLedger *ledger, const char *words);
+extern void outbox_ledger_put_back(OutboxLedger *ledger);
+
+/*
  * That one was sent with this tag, or is too large to be sent at all.  Tags
- * ascend by one from 1, anew after outbox_ledger_forget_tags().
+ * ascend by one from 1, anew after outbox_ledger_forget_tags().  The one that
+ * was sent before may let its body go.
  */
 extern void outbox_ledger_sent(OutboxLedger *ledger, uint64 tag,
 							   TimestampTz now);

@@ -51,8 +51,8 @@ typedef struct OutboxMessage
 	const char *message_id;
 	const char *exchange;		/* "" is AMQP's default exchange */
 	const char *routing_key;
-	const char *body;			/* not NUL-terminated */
-	Size		body_len;		/* bytes */
+	const char *body;			/* not NUL-terminated; NULL: let go */
+	Size		body_len;		/* bytes, also then */
 
 	/* the AMQP properties; a null pointer or -1 leaves one out */
 	Jsonb	   *headers;
@@ -72,6 +72,21 @@ typedef struct OutboxMessage
 	struct amqp_basic_properties_t_ *properties;
 } OutboxMessage;
 
+/* Give a message its body, a copy that it takes over, or free that again. */
+static inline void
+outbox_message_take_body(OutboxMessage *msg, bytea *body)
+{
+	msg->body = VARDATA(body);
+	msg->body_len = VARSIZE(body) - VARHDRSZ;
+}
+
+static inline void
+outbox_message_let_body_go(OutboxMessage *msg)
+{
+	pfree((void *) (msg->body - VARHDRSZ));
+	msg->body = NULL;
+}
+
 /*
  * Bytes that a message takes in the worker, rather too many than too few.  Its
  * headers are there twice, and as an AMQP table, whose entries are structs,
@@ -80,7 +95,7 @@ typedef struct OutboxMessage
 static inline Size
 outbox_message_bytes(const OutboxMessage *msg)
 {
-	Size		bytes = 512 + msg->body_len;
+	Size		bytes = 512 + (msg->body ? msg->body_len : 0);
 
 	if (msg->headers)
 		bytes += 16 * (Size) VARSIZE(msg->headers);

@@ -278,8 +278,8 @@ outbox_outcome_bury(int32 server_key, const OutboxDeferral *deferral,
 			 deferral->id);
 }
 
-/* Text that the database gave us. */
-static void
+/* With words that the database gave us.  False: there is no such row. */
+static bool
 outbox_outcome_bury_as(OutboxStatement *statement, int32 server_key, int64 id,
 					   const char *words, bool holds_key, TimestampTz now)
 {
@@ -290,10 +290,10 @@ outbox_outcome_bury_as(OutboxStatement *statement, int32 server_key, int64 id,
 	values[2] = TimestampTzGetDatum(now);
 	values[3] = CStringGetTextDatum(words);
 	values[4] = BoolGetDatum(holds_key);
-	outbox_store_change(statement, values, NULL, SPI_OK_INSERT);
+	return outbox_store_change(statement, values, NULL, SPI_OK_INSERT) == 1;
 }
 
-/* The same in a subtransaction; false if it fails. */
+/* The same in a subtransaction; false also if it fails. */
 static bool
 outbox_outcome_try_bury_as(OutboxStatement *statement, int32 server_key,
 						   int64 id, const char *words, bool holds_key,
@@ -306,9 +306,11 @@ outbox_outcome_try_bury_as(OutboxStatement *statement, int32 server_key,
 	BeginInternalSubTransaction(NULL);
 	PG_TRY();
 	{
-		outbox_outcome_bury_as(statement, server_key, id, words, holds_key, now);
+		bool		found = outbox_outcome_bury_as(statement, server_key, id,
+												   words, holds_key, now);
+
 		ReleaseCurrentSubTransaction();
-		done = true;
+		done = found;
 	}
 	PG_CATCH();
 	{

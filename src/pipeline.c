@@ -90,7 +90,8 @@ typedef enum OutboxReading
 {
 	OUTBOX_READING_NOTHING,
 	OUTBOX_READING_OUTBOX,
-	OUTBOX_READING_DEFERRED
+	OUTBOX_READING_DEFERRED,
+	OUTBOX_READING_BODY			/* once more */
 } OutboxReading;
 
 struct OutboxPipeline
@@ -322,10 +323,16 @@ outbox_pipeline_recover(OutboxPipeline *pipeline, int sqlerrcode,
 						const char *message)
 {
 	OutboxReading reading = pipeline->reading;
+	bool		damage = outbox_pipeline_is_damage(sqlerrcode);
 
 	pipeline->reading = OUTBOX_READING_NOTHING;
-	if (reading == OUTBOX_READING_NOTHING ||
-		!outbox_pipeline_is_damage(sqlerrcode))
+	if (reading == OUTBOX_READING_BODY && damage)
+		outbox_ledger_unreadable(pipeline->ledger, message);
+	else if (reading == OUTBOX_READING_BODY)
+		outbox_ledger_put_back(pipeline->ledger);
+	if (reading == OUTBOX_READING_BODY)
+		return damage;
+	if (reading == OUTBOX_READING_NOTHING || !damage)
 		return false;
 	if (pipeline->damage)
 		pfree(pipeline->damage);
@@ -675,6 +682,29 @@ outbox_pipeline_schedule_receipt(OutboxPipeline *pipeline)
 										OUTBOX_RECEIPT_MS);
 }
 
+/*
+ * The next message is to be sent again, and has let its body go.  Runs a
+ * transaction.  False: nothing can be read any more.
+ */
+static bool
+outbox_pipeline_read_body(OutboxPipeline *pipeline, OutboxEntry *entry)
+{
+	if (!outbox_store_begin())
+	{
+		outbox_ledger_put_back(pipeline->ledger);
+		return false;
+	}
+	pipeline->reading = OUTBOX_READING_BODY;
+	if (outbox_fetch_body(entry->batch, pipeline->server_key, entry->message))
+		outbox_ledger_body_again(pipeline->ledger);
+	else
+		outbox_ledger_unreadable(pipeline->ledger,
+								 "the row of the message is gone");
+	outbox_store_commit();
+	pipeline->reading = OUTBOX_READING_NOTHING;
+	return true;
+}
+
 /* Returns whether it was sent. */
 static bool
 outbox_pipeline_send(OutboxPipeline *pipeline, OutboxEntry *entry,
@@ -732,7 +762,11 @@ outbox_pipeline_publish(OutboxPipeline *pipeline, const OutboxServer *server,
 		   (entry = outbox_ledger_next(pipeline->ledger,
 									   server->key_window)) != NULL)
 	{
-		if (outbox_pipeline_send(pipeline, entry, transport, now))
+		if (entry->message->body == NULL &&
+			!outbox_pipeline_read_body(pipeline, entry))
+			break;
+		if (entry->outcome == OUTBOX_OPEN &&
+			outbox_pipeline_send(pipeline, entry, transport, now))
 		{
 			outbox_rate_take(&pipeline->rate, server->rate_limit, 1);
 			outbox_rate_take(&pipeline->rate_bytes, server->rate_limit_bytes,

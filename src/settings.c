@@ -113,8 +113,8 @@ outbox_settings_define(void)
 								NULL, NULL, NULL);
 
 	DefineCustomIntVariable("amqp_outbox.read_ahead",
-							"Memory of a worker for messages that are read and not yet settled.",
-							"The last message of them may exceed it, however large.",
+							"Memory of a worker for messages that it has read.",
+							"Bodies above 64 kB count until they are sent, all else until it is settled. The last message may exceed it, however large.",
 							&outbox_read_ahead,
 							64,
 							1, Min(4096, MAX_KILOBYTES / 1024),

@@ -16,6 +16,9 @@ $broker->declare_exchange('e', 'topic');
 $broker->declare_queue('q');
 $broker->bind_queue('q', 'e', 'good');
 
+# who never sent anything leaves no doubt behind
+$node->safe_psql('postgres', "SELECT amqp_publish('e', 'good', 'first')");
+wait_settled($node, 'postgres');
 $node->safe_psql('postgres', <<'END');
 BEGIN;
 SELECT amqp_publish('absent', 'good', 'd1', message_id => 'd1', ordering_key => 'd', delay => '1 h');

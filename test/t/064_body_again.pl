@@ -1,0 +1,112 @@
+# The worker lets a large body go when it is sent.  What has to be sent again is
+# read again, whole; and what cannot be read any more is told, and holds up nobody.
+
+use strict;
+use warnings FATAL => 'all';
+
+use AmqpOutboxTest;
+use Test::More;
+
+my $broker = AmqpOutboxTest::Broker->new('again');
+my $node = new_node('main');
+
+create_server($node, 'postgres', 'mes', $broker);
+$broker->declare_queue('q');
+wait_state($node, 'postgres', 'mes', 'connected');
+$node->safe_psql('postgres', <<'END');
+CREATE EXTENSION pg_surgery;
+ALTER TABLE amqp_outbox.outbox_0 ALTER body SET STORAGE EXTERNAL;
+CREATE FUNCTION large(id text) RETURNS text LANGUAGE sql
+	RETURN id || ' ' || repeat(md5(id), 2100);
+END
+
+# What came with ids of this beginning: each message once, whatever came twice, in
+# the order of their ids, with the first word of the body and whether all of it is
+# there.
+sub arrived
+{
+	my ($beginning) = @_;
+	my %arrived;
+
+	foreach my $message ($broker->fields('q', 'message_id', 'body'))
+	{
+		my ($id, $body) = @$message;
+		next if $id !~ /^$beginning/;
+		my ($word, $rest) = split(/ /, $body, 2);
+		my $whole = length($rest) == 67200
+		  && $rest eq substr($rest, 0, 32) x 2100;
+		$arrived{$id} = "$id $word" . ($whole ? '' : ' damaged');
+	}
+	return join(', ', map { $arrived{$_} } sort keys %arrived);
+}
+
+#
+# All of them, but the one because of which the broker closes the channel
+#
+
+$node->safe_psql('postgres', <<'END');
+SELECT count(amqp_publish(CASE i WHEN 120 THEN 'absent' ELSE '' END, 'q',
+	large('m' || i), message_id => 'm' || i)) FROM generate_series(101, 140) i;
+END
+wait_for($node, 'postgres',
+	"SELECT array_agg(message_id) = '{m120}' FROM amqp_outbox.message
+		WHERE status IN ('pending', 'retrying')");
+is( arrived('m'),
+	join(', ', map { "m$_ m$_" } grep { $_ != 120 } 101 .. 140),
+	'the channel was closed: all others arrive whole');
+$broker->declare_exchange('absent', 'topic');
+$broker->bind_queue('q', 'absent', 'q');
+$node->safe_psql('postgres', 'SELECT amqp_outbox.wake()');
+wait_settled($node, 'postgres');
+is(arrived('m'), 'm120 m120', 'and that one, too, once it can');
+
+#
+# While they are on their way, one row goes and another one is damaged
+#
+
+$broker->freeze;
+$node->safe_psql('postgres', <<'END');
+SELECT count(amqp_publish('', 'q', large('n' || i), message_id => 'n' || i,
+	ordering_key => CASE WHEN i IN (3, 4) THEN 'k' END)) FROM generate_series(1, 5) i;
+END
+wait_for($node, 'postgres',
+	'SELECT in_flight = 4 FROM amqp_outbox.server_status', 'n4 waits for n3');
+my $pieces = $node->safe_psql('postgres', <<'END');
+SELECT reltoastrelid::regclass FROM pg_class WHERE oid = 'amqp_outbox.outbox_0'::regclass
+END
+$node->safe_psql('postgres', <<"END");
+DELETE FROM amqp_outbox.outbox_0 WHERE message_id = 'n2';
+SELECT heap_force_kill('$pieces', array_agg(ctid)) FROM $pieces
+	WHERE chunk_seq = 0 AND substr(chunk_data, 1, 3) = 'n3 ';
+END
+$broker->kill9;
+$broker->start;
+wait_settled($node, 'postgres');
+is(arrived('n'), 'n1 n1, n4 n4, n5 n5',
+	'the connection was lost: the others arrive whole');
+is( $node->safe_psql(
+		'postgres',
+		"SELECT string_agg(concat_ws(' ', message_id, reason, last_error), ', ' ORDER BY id)
+			FROM amqp_outbox.dead_letter") =~
+	  s/(unexpected chunk number 1).*/$1/r,
+	' malformed the row of the message is gone, n3 malformed unexpected chunk number 1',
+	'and these are dead letters');
+
+#
+# Those with a time of their own stand in another table
+#
+
+$broker->freeze;
+$node->safe_psql('postgres', <<'END');
+SELECT count(amqp_publish('', 'q', large('o' || i), message_id => 'o' || i,
+	delay => '1 ms')) FROM generate_series(1, 3) i;
+END
+wait_for($node, 'postgres',
+	'SELECT in_flight = 3 FROM amqp_outbox.server_status');
+$broker->kill9;
+$broker->start;
+wait_settled($node, 'postgres');
+is(arrived('o'), 'o1 o1, o2 o2, o3 o3', 'deferred ones arrive whole');
+
+finish_node($node, errors => qr/unexpected chunk number/);
+done_testing();
