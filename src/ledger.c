@@ -50,6 +50,7 @@ struct OutboxLedger
 	int			settled;		/* of those from removed on, without a gap */
 	int			in_flight;		/* sent, confirm outstanding */
 	Size		bytes;
+	Size		large;			/* of those, bodies to be let go when sent */
 	uint64		first_open_tag; /* every tag below has an answer */
 	uint64		last_tag;
 	uint32		mask;			/* size - 1 */
@@ -94,6 +95,12 @@ outbox_ledger_bytes(const OutboxLedger *ledger)
 	return ledger->bytes;
 }
 
+Size
+outbox_ledger_large_bytes(const OutboxLedger *ledger)
+{
+	return ledger->large;
+}
+
 int
 outbox_ledger_in_flight(const OutboxLedger *ledger)
 {
@@ -104,6 +111,14 @@ int
 outbox_ledger_unpublished(const OutboxLedger *ledger)
 {
 	return ledger->unsent;
+}
+
+/* Bytes of a body that is here, and let go when it is sent; else 0. */
+static Size
+outbox_message_large_bytes(const OutboxMessage *msg)
+{
+	return msg->body && msg->body_len > OUTBOX_BODY_KEEP && !msg->deferred ?
+		msg->body_len : 0;
 }
 
 /*
@@ -198,7 +213,8 @@ outbox_ledger_add_one(OutboxLedger *ledger, OutboxEntry *entry)
 {
 	const OutboxMessage *msg = entry->message;
 
-	ledger->bytes += outbox_message_bytes(entry->message);
+	ledger->bytes += outbox_message_bytes(msg);
+	ledger->large += outbox_message_large_bytes(msg);
 	ledger->added++;
 	if (msg->unreadable)
 	{
@@ -271,17 +287,21 @@ outbox_ledger_let_body_go(OutboxLedger *ledger, uint64 tag)
 	if (position < ledger->removed)
 		return;
 	msg = outbox_ledger_at(ledger, position)->message;
-	if (msg->deferred || msg->body_len <= OUTBOX_BODY_KEEP || !msg->body)
+	if (outbox_message_large_bytes(msg) == 0)
 		return;
 	outbox_message_let_body_go(msg);
 	ledger->bytes -= msg->body_len;
+	ledger->large -= msg->body_len;
 }
 
 void
 outbox_ledger_body_again(OutboxLedger *ledger)
 {
-	ledger->bytes += outbox_ledger_at(ledger,
-									  ledger->current)->message->body_len;
+	Size		len = outbox_ledger_at(ledger,
+									   ledger->current)->message->body_len;
+
+	ledger->bytes += len;
+	ledger->large += len;
 }
 
 void
@@ -596,6 +616,7 @@ outbox_ledger_remove(OutboxLedger *ledger, int n)
 			outbox_ordering_leave(ledger->ordering, entry->key);
 		}
 		ledger->bytes -= outbox_message_bytes(entry->message);
+		ledger->large -= outbox_message_large_bytes(entry->message);
 		if (entry->last_of_batch)
 			MemoryContextDelete(entry->batch);
 		entry->message = NULL;

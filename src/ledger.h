@@ -41,6 +41,9 @@ extern OutboxLedger *outbox_ledger_create(MemoryContext context, int size);
 
 extern int	outbox_ledger_room(const OutboxLedger *ledger);
 extern Size outbox_ledger_bytes(const OutboxLedger *ledger);
+
+/* Those of bodies that are let go as soon as they are sent. */
+extern Size outbox_ledger_large_bytes(const OutboxLedger *ledger);
 extern int	outbox_ledger_in_flight(const OutboxLedger *ledger);
 extern int	outbox_ledger_unpublished(const OutboxLedger *ledger);
 

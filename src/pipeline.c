@@ -59,6 +59,9 @@
 /* And bytes: the socket must not run dry while large ones are read. */
 #define OUTBOX_READ_BYTES		(2 * 1024 * 1024)
 
+/* Large bodies wait to be sent up to so many bytes: more would only be cold. */
+#define OUTBOX_READ_LARGE		(4 * OUTBOX_READ_BYTES)
+
 /*
  * A look at the outbox for each commit costs more than the message where there
  * are many.  When so many messages came in so many ms, and the last look found
@@ -510,6 +513,7 @@ outbox_pipeline_has_room(const OutboxPipeline *pipeline)
 	return outbox_ledger_room(pipeline->ledger) >= OUTBOX_READ_MIN_ROOM &&
 		outbox_pipeline_room_bytes(pipeline) >=
 		Min(outbox_pipeline_read_ahead() / 2, OUTBOX_READ_BYTES) &&
+		outbox_ledger_large_bytes(pipeline->ledger) < OUTBOX_READ_LARGE &&
 		outbox_ledger_unpublished(pipeline->ledger) < OUTBOX_READ_ROWS;
 }
 
@@ -569,6 +573,8 @@ outbox_pipeline_read(OutboxPipeline *pipeline, const OutboxServer *server)
 		if (!pipeline->full)
 			outbox_horizon_ignore();
 		pipeline->full = true;
+		/* the end of a rest need not wake us either */
+		pipeline->rest_until = 0;
 		return OUTBOX_READ_FULL;
 	}
 	pipeline->full = false;

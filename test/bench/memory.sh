@@ -50,8 +50,8 @@ memory()
 			'≤ 64 MB more'
 		start_worker_watched
 		note "$figure" outbox "$(stop_watching)" MB
-		# amqp_outbox.read_ahead, and what a message is sent with
-		note "$figure" idle "$idle" MB '≤ 80 MB more'
+		# those that wait to be sent, and what one is sent with
+		note "$figure" idle "$idle" MB '≤ 32 MB more'
 		stop_worker
 	}
 	in_turn ours
