@@ -20,9 +20,9 @@
  * order; "multiple" means all open ones up to a tag, and every tag is visited
  * once on the way up, so the cost is one step for each message.
  *
- * A large body is let go as soon as it is sent, not when the broker has answered:
- * it would be the most of the memory that a worker needs, and of no use to the
- * processor's cache.  Should the message have to be sent again, its body is read
+ * A large body is let go as soon as it is sent, that is when the next message is,
+ * or when its message has an outcome: it would be the most of the memory that a
+ * worker needs, and of no use to the processor's cache.  Should the message have to be sent again, its body is read
  * again.  Only deferred messages keep theirs: somebody may have deleted the row.
  *
  * Pure: no I/O, no clock, no shared state.
@@ -125,10 +125,25 @@ outbox_message_large_bytes(const OutboxMessage *msg)
  * Outcomes
  */
 
+/* Nobody has any use for the body, or it can be read again. */
 static void
-outbox_entry_explain(OutboxEntry *entry, OutboxOutcome outcome,
-					 OutboxReason reason, int reply_code, const char *words)
+outbox_ledger_let_body_go(OutboxLedger *ledger, OutboxEntry *entry)
 {
+	OutboxMessage *msg = entry->message;
+
+	if (outbox_message_large_bytes(msg) == 0)
+		return;
+	outbox_message_let_body_go(msg);
+	ledger->bytes -= msg->body_len;
+	ledger->large -= msg->body_len;
+}
+
+static void
+outbox_ledger_explain(OutboxLedger *ledger, OutboxEntry *entry,
+					  OutboxOutcome outcome, OutboxReason reason,
+					  int reply_code, const char *words)
+{
+	outbox_ledger_let_body_go(ledger, entry);
 	entry->outcome = outcome;
 	entry->reason = reason;
 	entry->reply_code = reply_code;
@@ -137,8 +152,9 @@ outbox_entry_explain(OutboxEntry *entry, OutboxOutcome outcome,
 
 /* Others of its key, behind it, must not go past it. */
 static void
-outbox_entry_hold(OutboxEntry *entry)
+outbox_ledger_hold(OutboxLedger *ledger, OutboxEntry *entry)
 {
+	outbox_ledger_let_body_go(ledger, entry);
 	entry->outcome = OUTBOX_HELD;
 	entry->failed = true;
 	entry->key->failed++;
@@ -163,7 +179,7 @@ outbox_ledger_hold_behind(OutboxLedger *ledger, uint64 position)
 		if (entry->key != key || entry->outcome != OUTBOX_OPEN ||
 			entry->tag != 0)
 			continue;
-		outbox_entry_hold(entry);
+		outbox_ledger_hold(ledger, entry);
 		ledger->unsent--;
 		left--;
 	}
@@ -218,8 +234,8 @@ outbox_ledger_add_one(OutboxLedger *ledger, OutboxEntry *entry)
 	ledger->added++;
 	if (msg->unreadable)
 	{
-		outbox_entry_explain(entry, OUTBOX_REJECTED, OUTBOX_MALFORMED, 0,
-							 msg->unreadable);
+		outbox_ledger_explain(ledger, entry, OUTBOX_REJECTED,
+							  OUTBOX_MALFORMED, 0, msg->unreadable);
 		return;
 	}
 	ledger->unsent++;
@@ -228,7 +244,7 @@ outbox_ledger_add_one(OutboxLedger *ledger, OutboxEntry *entry)
 	entry->key = outbox_ordering_enter(ledger->ordering, msg->ordering_key);
 	if (!msg->held && !outbox_ledger_has_failed_before(ledger, entry))
 		return;
-	outbox_entry_hold(entry);
+	outbox_ledger_hold(ledger, entry);
 	ledger->unsent--;
 }
 
@@ -279,19 +295,12 @@ outbox_ledger_next(OutboxLedger *ledger, int key_window)
 
 /* What was sent with this tag is out of our hands. */
 static void
-outbox_ledger_let_body_go(OutboxLedger *ledger, uint64 tag)
+outbox_ledger_sent_before(OutboxLedger *ledger, uint64 tag)
 {
 	uint64		position = ledger->tags[tag & ledger->mask];
-	OutboxMessage *msg;
 
-	if (position < ledger->removed)
-		return;
-	msg = outbox_ledger_at(ledger, position)->message;
-	if (outbox_message_large_bytes(msg) == 0)
-		return;
-	outbox_message_let_body_go(msg);
-	ledger->bytes -= msg->body_len;
-	ledger->large -= msg->body_len;
+	if (position >= ledger->removed)
+		outbox_ledger_let_body_go(ledger, outbox_ledger_at(ledger, position));
 }
 
 void
@@ -324,7 +333,7 @@ outbox_ledger_sent(OutboxLedger *ledger, uint64 tag, TimestampTz now)
 	ledger->in_flight++;
 	/* the transport has use for the body of the newest one only */
 	if (tag > 1)
-		outbox_ledger_let_body_go(ledger, tag - 1);
+		outbox_ledger_sent_before(ledger, tag - 1);
 	if (entry->key == NULL)
 		return;
 	entry->awaited = true;
@@ -337,8 +346,8 @@ static void
 outbox_ledger_give_up(OutboxLedger *ledger, OutboxReason reason,
 					  int reply_code, const char *words)
 {
-	outbox_entry_explain(outbox_ledger_at(ledger, ledger->current),
-						 OUTBOX_REJECTED, reason, reply_code, words);
+	outbox_ledger_explain(ledger, outbox_ledger_at(ledger, ledger->current),
+						  OUTBOX_REJECTED, reason, reply_code, words);
 	ledger->unsent--;
 	outbox_ledger_hold_behind(ledger, ledger->current);
 }
@@ -400,13 +409,14 @@ outbox_ledger_answer(OutboxLedger *ledger, uint64 tag, bool ack,
 	outbox_ledger_answered(ledger, entry, ack);
 	if (ack)
 	{
+		outbox_ledger_let_body_go(ledger, entry);
 		entry->outcome = OUTBOX_DELIVERED;
 		return;
 	}
 	/* one of several queues may have taken it */
 	entry->doubtful = true;
-	outbox_entry_explain(entry, OUTBOX_REJECTED, OUTBOX_NACKED, 0,
-						 "the broker did not take the message (basic.nack)");
+	outbox_ledger_explain(ledger, entry, OUTBOX_REJECTED, OUTBOX_NACKED, 0,
+						  "the broker did not take the message (basic.nack)");
 	outbox_ledger_hold_behind(ledger, position);
 }
 
@@ -458,8 +468,8 @@ outbox_ledger_return(OutboxLedger *ledger, const char *message_id,
 			strcmp(entry->message->routing_key, routing_key) != 0 ||
 			strcmp(entry->message->exchange, exchange) != 0)
 			continue;
-		outbox_entry_explain(entry, OUTBOX_RETURNED, OUTBOX_UNROUTABLE,
-							 reply_code, words);
+		outbox_ledger_explain(ledger, entry, OUTBOX_RETURNED,
+							  OUTBOX_UNROUTABLE, reply_code, words);
 		entry->accepted = accepted;
 		outbox_ledger_answered(ledger, entry, accepted);
 		if (!accepted)
@@ -500,9 +510,9 @@ outbox_ledger_reject(OutboxLedger *ledger, OutboxEntry *entry, int reply_code,
 	entry->tag = 0;
 	ledger->in_flight--;
 	outbox_ledger_answered(ledger, entry, false);
-	outbox_entry_explain(entry, OUTBOX_REJECTED,
-						 outbox_reason_of_reply_code(reply_code), reply_code,
-						 words);
+	outbox_ledger_explain(ledger, entry, OUTBOX_REJECTED,
+						  outbox_reason_of_reply_code(reply_code), reply_code,
+						  words);
 	outbox_ledger_hold_behind(ledger, outbox_ledger_position(ledger, entry));
 }
 

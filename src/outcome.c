@@ -35,7 +35,7 @@
 	" reason, attempts, first_attempt_at, last_attempt_at," \
 	" possible_duplicate, last_error, holds_key"
 #define OUTBOX_MALFORMED_VALUES \
-	" 'malformed', 0, $3, $3, false, $4, $5"
+	" 'malformed', 0, $3, $3, $6, $4, $5"
 #define OUTBOX_UNREADABLE_COLUMNS	" body," OUTBOX_MALFORMED_COLUMNS
 #define OUTBOX_UNREADABLE_VALUES	" ''," OUTBOX_MALFORMED_VALUES
 
@@ -164,33 +164,33 @@ static OutboxStatement deliver_deferred = {
 	"WITH gone AS (DELETE FROM amqp_outbox.deferred" \
 	" WHERE server_key = $1 AND id = $2 RETURNING " columns ")"
 #define OUTBOX_MALFORMED_TYPES \
-	{INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID, BOOLOID}
+	{INT4OID, INT8OID, TIMESTAMPTZOID, TEXTOID, BOOLOID, BOOLOID}
 
 static OutboxStatement bury_whole = {
 	.sql = OUTBOX_BURY_MALFORMED(OUTBOX_COLUMNS, OUTBOX_MALFORMED_COLUMNS,
 								 OUTBOX_MALFORMED_VALUES) OUTBOX_OF_OUTBOX,
-	.nparams = 5, .types = OUTBOX_MALFORMED_TYPES
+	.nparams = 6, .types = OUTBOX_MALFORMED_TYPES
 };
 
 static OutboxStatement bury_deferred_whole = {
 	.sql = OUTBOX_GONE(OUTBOX_COLUMNS)
 	OUTBOX_BURY_MALFORMED(OUTBOX_COLUMNS, OUTBOX_MALFORMED_COLUMNS,
 						  OUTBOX_MALFORMED_VALUES) "gone",
-	.nparams = 5, .types = OUTBOX_MALFORMED_TYPES
+	.nparams = 6, .types = OUTBOX_MALFORMED_TYPES
 };
 
 static OutboxStatement bury_readable = {
 	.sql = OUTBOX_BURY_MALFORMED(OUTBOX_READABLE_COLUMNS,
 								 OUTBOX_UNREADABLE_COLUMNS,
 								 OUTBOX_UNREADABLE_VALUES) OUTBOX_OF_OUTBOX,
-	.nparams = 5, .types = OUTBOX_MALFORMED_TYPES
+	.nparams = 6, .types = OUTBOX_MALFORMED_TYPES
 };
 
 static OutboxStatement bury_deferred_readable = {
 	.sql = OUTBOX_GONE(OUTBOX_READABLE_COLUMNS)
 	OUTBOX_BURY_MALFORMED(OUTBOX_READABLE_COLUMNS, OUTBOX_UNREADABLE_COLUMNS,
 						  OUTBOX_UNREADABLE_VALUES) "gone",
-	.nparams = 5, .types = OUTBOX_MALFORMED_TYPES
+	.nparams = 6, .types = OUTBOX_MALFORMED_TYPES
 };
 
 /* Nothing but the id can be read. */
@@ -201,12 +201,12 @@ static OutboxStatement bury_deferred_readable = {
 
 static OutboxStatement bury_id = {
 	.sql = OUTBOX_BURY_ID("$2"),
-	.nparams = 5, .types = OUTBOX_MALFORMED_TYPES
+	.nparams = 6, .types = OUTBOX_MALFORMED_TYPES
 };
 
 static OutboxStatement bury_deferred_id = {
 	.sql = OUTBOX_GONE("id") OUTBOX_BURY_ID("id") " FROM gone",
-	.nparams = 5, .types = OUTBOX_MALFORMED_TYPES
+	.nparams = 6, .types = OUTBOX_MALFORMED_TYPES
 };
 
 static Datum
@@ -280,24 +280,26 @@ outbox_outcome_bury(int32 server_key, const OutboxDeferral *deferral,
 
 /* With words that the database gave us.  False: there is no such row. */
 static bool
-outbox_outcome_bury_as(OutboxStatement *statement, int32 server_key, int64 id,
-					   const char *words, bool holds_key, TimestampTz now)
+outbox_outcome_bury_as(OutboxStatement *statement, int32 server_key,
+					   const OutboxMessage *msg, bool possible_duplicate,
+					   bool holds_key, TimestampTz now)
 {
-	Datum		values[5];
+	Datum		values[6];
 
 	values[0] = Int32GetDatum(server_key);
-	values[1] = Int64GetDatum(id);
+	values[1] = Int64GetDatum(msg->id);
 	values[2] = TimestampTzGetDatum(now);
-	values[3] = CStringGetTextDatum(words);
+	values[3] = CStringGetTextDatum(msg->unreadable);
 	values[4] = BoolGetDatum(holds_key);
+	values[5] = BoolGetDatum(possible_duplicate);
 	return outbox_store_change(statement, values, NULL, SPI_OK_INSERT) == 1;
 }
 
 /* The same in a subtransaction; false also if it fails. */
 static bool
 outbox_outcome_try_bury_as(OutboxStatement *statement, int32 server_key,
-						   int64 id, const char *words, bool holds_key,
-						   TimestampTz now)
+						   const OutboxMessage *msg, bool possible_duplicate,
+						   bool holds_key, TimestampTz now)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -306,8 +308,9 @@ outbox_outcome_try_bury_as(OutboxStatement *statement, int32 server_key,
 	BeginInternalSubTransaction(NULL);
 	PG_TRY();
 	{
-		bool		found = outbox_outcome_bury_as(statement, server_key, id,
-												   words, holds_key, now);
+		bool		found = outbox_outcome_bury_as(statement, server_key, msg,
+												   possible_duplicate,
+												   holds_key, now);
 
 		ReleaseCurrentSubTransaction();
 		done = found;
@@ -328,18 +331,20 @@ outbox_outcome_try_bury_as(OutboxStatement *statement, int32 server_key,
  * without large values; and not even the rest of the row may be readable.
  */
 void
-outbox_outcome_bury_unreadable(int32 server_key, int64 id, bool deferred,
-							   const char *words, bool holds_key,
+outbox_outcome_bury_unreadable(int32 server_key, const OutboxMessage *msg,
+							   bool possible_duplicate, bool holds_key,
 							   TimestampTz now)
 {
-	if (!outbox_outcome_try_bury_as(deferred ? &bury_deferred_whole :
+	if (!outbox_outcome_try_bury_as(msg->deferred ? &bury_deferred_whole :
 									&bury_whole,
-									server_key, id, words, holds_key, now) &&
-		!outbox_outcome_try_bury_as(deferred ? &bury_deferred_readable :
+									server_key, msg, possible_duplicate,
+									holds_key, now) &&
+		!outbox_outcome_try_bury_as(msg->deferred ? &bury_deferred_readable :
 									&bury_readable,
-									server_key, id, words, holds_key, now))
-		outbox_outcome_bury_as(deferred ? &bury_deferred_id :
-							   &bury_id, server_key, id, words,
+									server_key, msg, possible_duplicate,
+									holds_key, now))
+		outbox_outcome_bury_as(msg->deferred ? &bury_deferred_id : &bury_id,
+							   server_key, msg, possible_duplicate,
 							   holds_key, now);
 }
 

@@ -38,8 +38,9 @@ extern void outbox_outcome_bury(int32 server_key, const OutboxDeferral *deferral
 /*
  * A message cannot be read: what can be of it becomes a dead letter.
  */
-extern void outbox_outcome_bury_unreadable(int32 server_key, int64 id,
-										   bool deferred, const char *words,
+extern void outbox_outcome_bury_unreadable(int32 server_key,
+										   const OutboxMessage *msg,
+										   bool possible_duplicate,
 										   bool holds_key, TimestampTz now);
 
 /*

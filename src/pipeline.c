@@ -290,6 +290,7 @@ outbox_pipeline_take_damaged(OutboxPipeline *pipeline, int64 id,
 	msg = MemoryContextAllocZero(batch, sizeof(OutboxMessage));
 	msg->id = id;
 	msg->deferred = deferred;
+	msg->possible_duplicate = !deferred && id <= pipeline->doubt.through_id;
 	msg->message_id = msg->exchange = msg->routing_key = msg->body = "";
 	msg->unreadable = MemoryContextStrdup(batch, pipeline->damage);
 	pipeline->batch[0] = msg;
@@ -513,7 +514,8 @@ outbox_pipeline_has_room(const OutboxPipeline *pipeline)
 	return outbox_ledger_room(pipeline->ledger) >= OUTBOX_READ_MIN_ROOM &&
 		outbox_pipeline_room_bytes(pipeline) >=
 		Min(outbox_pipeline_read_ahead() / 2, OUTBOX_READ_BYTES) &&
-		outbox_ledger_large_bytes(pipeline->ledger) < OUTBOX_READ_LARGE &&
+		(outbox_ledger_large_bytes(pipeline->ledger) < OUTBOX_READ_LARGE ||
+		 outbox_ledger_unpublished(pipeline->ledger) == 0) &&
 		outbox_ledger_unpublished(pipeline->ledger) < OUTBOX_READ_ROWS;
 }
 
@@ -695,12 +697,14 @@ outbox_pipeline_schedule_receipt(OutboxPipeline *pipeline)
 static bool
 outbox_pipeline_read_body(OutboxPipeline *pipeline, OutboxEntry *entry)
 {
+	/* an error of the first step puts the message back as well */
+	pipeline->reading = OUTBOX_READING_BODY;
 	if (!outbox_store_begin())
 	{
+		pipeline->reading = OUTBOX_READING_NOTHING;
 		outbox_ledger_put_back(pipeline->ledger);
 		return false;
 	}
-	pipeline->reading = OUTBOX_READING_BODY;
 	if (outbox_fetch_body(entry->batch, pipeline->server_key, entry->message))
 		outbox_ledger_body_again(pipeline->ledger);
 	else
@@ -711,28 +715,34 @@ outbox_pipeline_read_body(OutboxPipeline *pipeline, OutboxEntry *entry)
 	return true;
 }
 
+/* Is the next message not sent at all, or not now?  Then it is done with. */
+static bool
+outbox_pipeline_pass_over(OutboxPipeline *pipeline, const OutboxEntry *entry,
+						  TimestampTz now)
+{
+	const OutboxDestination *forbidden;
+
+	if (entry->message->expires_at != 0 && entry->message->expires_at <= now)
+	{
+		outbox_ledger_expired(pipeline->ledger);
+		return true;
+	}
+	forbidden = outbox_destinations_find(pipeline->destinations,
+										 entry->message, now);
+	if (forbidden)
+		outbox_ledger_skipped(pipeline->ledger, forbidden->reply_code,
+							  forbidden->words, forbidden->not_before);
+	return forbidden != NULL;
+}
+
 /* Returns whether it was sent. */
 static bool
 outbox_pipeline_send(OutboxPipeline *pipeline, OutboxEntry *entry,
 					 OutboxTransport *transport, TimestampTz now)
 {
-	const OutboxDestination *forbidden;
 	OutboxFailure failure;
 	uint64		tag;
 
-	if (entry->message->expires_at != 0 && entry->message->expires_at <= now)
-	{
-		outbox_ledger_expired(pipeline->ledger);
-		return false;
-	}
-	forbidden = outbox_destinations_find(pipeline->destinations,
-										 entry->message, now);
-	if (forbidden)
-	{
-		outbox_ledger_skipped(pipeline->ledger, forbidden->reply_code,
-							  forbidden->words, forbidden->not_before);
-		return false;
-	}
 	if (entry->doubtful)
 		outbox_properties_mark_duplicate(entry->message);
 	outbox_properties_set_expiration(entry->message, now);
@@ -768,7 +778,10 @@ outbox_pipeline_publish(OutboxPipeline *pipeline, const OutboxServer *server,
 		   (entry = outbox_ledger_next(pipeline->ledger,
 									   server->key_window)) != NULL)
 	{
-		if (entry->message->body == NULL &&
+		/* first, because then its body need not be read again */
+		bool		passed = outbox_pipeline_pass_over(pipeline, entry, now);
+
+		if (!passed && entry->message->body == NULL &&
 			!outbox_pipeline_read_body(pipeline, entry))
 			break;
 		if (entry->outcome == OUTBOX_OPEN &&

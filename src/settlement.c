@@ -153,10 +153,12 @@ outbox_settlement_failure(OutboxSettlement *settlement,
 
 static void
 outbox_settlement_unreadable(OutboxSettlement *settlement,
-							 const OutboxMessage *msg)
+							 const OutboxEntry *entry)
 {
-	outbox_outcome_bury_unreadable(settlement->server_key, msg->id,
-								   msg->deferred, msg->unreadable,
+	const OutboxMessage *msg = entry->message;
+
+	outbox_outcome_bury_unreadable(settlement->server_key, msg,
+								   msg->possible_duplicate || entry->doubtful,
 								   settlement->server->dead_letter_holds_key,
 								   settlement->now);
 	outbox_census_gone(settlement->census, settlement->server, msg);
@@ -212,7 +214,7 @@ outbox_settlement_one(OutboxSettlement *settlement, const OutboxEntry *entry)
 							msg->possible_duplicate || entry->doubtful,
 							settlement->now);
 	else if (msg->unreadable)
-		outbox_settlement_unreadable(settlement, msg);
+		outbox_settlement_unreadable(settlement, entry);
 	else if (!delivered)
 		outbox_settlement_failure(settlement, entry);
 }

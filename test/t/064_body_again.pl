@@ -86,10 +86,10 @@ is(arrived('n'), 'n1 n1, n4 n4, n5 n5',
 	'the connection was lost: the others arrive whole');
 is( $node->safe_psql(
 		'postgres',
-		"SELECT string_agg(concat_ws(' ', message_id, reason, last_error), ', ' ORDER BY id)
+		"SELECT string_agg(concat_ws(' ', message_id, reason, possible_duplicate, last_error), ', ' ORDER BY id)
 			FROM amqp_outbox.dead_letter") =~
 	  s/(unexpected chunk number 1).*/$1/r,
-	' malformed the row of the message is gone, n3 malformed unexpected chunk number 1',
+	' malformed t the row of the message is gone, n3 malformed t unexpected chunk number 1',
 	'and these are dead letters');
 
 #
