@@ -22,8 +22,9 @@
  *
  * A large body is let go as soon as it is sent, that is when the next message is,
  * or when its message has an outcome: it would be the most of the memory that a
- * worker needs, and of no use to the processor's cache.  Should the message have to be sent again, its body is read
- * again.  Only deferred messages keep theirs: somebody may have deleted the row.
+ * worker needs, and of no use to the processor's cache.  Should the message have
+ * to be sent again, its body is read again.  Only deferred messages keep theirs:
+ * somebody may have deleted the row.
  *
  * Pure: no I/O, no clock, no shared state.
  *
