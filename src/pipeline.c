@@ -754,27 +754,28 @@ outbox_pipeline_send(OutboxPipeline *pipeline, OutboxEntry *entry,
 	return tag != 0;
 }
 
-void
+bool
 outbox_pipeline_publish(OutboxPipeline *pipeline, const OutboxServer *server,
 						OutboxTransport *transport)
 {
 	int			window = pipeline->suspects > 0 ? 1 : server->window;
+	bool		more = false;
 	TimestampTz now;
 	OutboxEntry *entry;
 
 	if (outbox_ledger_unpublished(pipeline->ledger) == 0)
-		return;
+		return false;
 	if (!pipeline->may_have_sent && !outbox_pipeline_announce(pipeline))
-		return;
+		return false;
 	if (!outbox_pipeline_is_durable(pipeline))
-		return;
+		return false;
 
 	now = GetCurrentTimestamp();
 	while (outbox_ledger_in_flight(pipeline->ledger) < window &&
 		   outbox_rate_allows(&pipeline->rate, server->rate_limit, now) &&
 		   outbox_rate_allows(&pipeline->rate_bytes, server->rate_limit_bytes,
 							  now) &&
-		   outbox_transport_pending(transport) < OUTBOX_SEND_BYTES &&
+		   !(more = outbox_transport_pending(transport) >= OUTBOX_SEND_BYTES) &&
 		   (entry = outbox_ledger_next(pipeline->ledger,
 									   server->key_window)) != NULL)
 	{
@@ -795,6 +796,7 @@ outbox_pipeline_publish(OutboxPipeline *pipeline, const OutboxServer *server,
 			window = server->window;
 	}
 	outbox_pipeline_schedule_receipt(pipeline);
+	return more;
 }
 
 /*

@@ -55,9 +55,11 @@ extern bool outbox_pipeline_recover(OutboxPipeline *pipeline, int sqlerrcode,
 
 /*
  * Hand over to the transport what may be sent: what is durable, up to the
- * server's window and rate limits.  Runs a transaction before the first message.
+ * server's window and rate limits.  Runs a transaction before the first message,
+ * and for each large one that is sent again.  True if only the transport held as
+ * much as it may.
  */
-extern void outbox_pipeline_publish(OutboxPipeline *pipeline,
+extern bool outbox_pipeline_publish(OutboxPipeline *pipeline,
 									const OutboxServer *server,
 									OutboxTransport *transport);
 

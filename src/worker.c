@@ -121,6 +121,7 @@ typedef struct OutboxWorker
 	bool		invalidated;	/* options may have changed */
 	bool		roles_changed;	/* some role; perhaps the server's owner */
 	OutboxReadResult read;		/* what the last read found */
+	bool		sending;		/* the last turn could have gone on sending */
 	bool		copy;			/* the database is a copy */
 	int			errors;			/* of our own SQL, in a row */
 	TimestampTz sql_retry_at;	/* no transaction before this; 0: now */
@@ -515,22 +516,18 @@ outbox_worker_rotate(TimestampTz now)
 }
 
 /*
- * One call adds no more than the transport may queue.  Where the socket takes
- * all of that there is room for more, and no event would tell.
+ * One turn adds no more than the transport may queue, so that nothing else has
+ * to wait for long.  Where the socket takes all of that there is room for more,
+ * and no event would tell.
  */
 static void
 outbox_worker_publish(void)
 {
-	int			before;
+	bool		more = outbox_pipeline_publish(worker->pipeline, worker->server,
+										   worker->transport);
 
-	do
-	{
-		before = outbox_pipeline_in_flight(worker->pipeline);
-		outbox_pipeline_publish(worker->pipeline, worker->server,
-								worker->transport);
-		outbox_transport_flush(worker->transport);
-	} while (outbox_pipeline_in_flight(worker->pipeline) > before &&
-			 outbox_transport_pending(worker->transport) == 0);
+	outbox_transport_flush(worker->transport);
+	worker->sending = more && outbox_transport_pending(worker->transport) == 0;
 }
 
 /*
@@ -573,9 +570,13 @@ static void
 outbox_worker_move_messages(TimestampTz now)
 {
 	bool		may_run_sql = now >= worker->sql_retry_at;
+	bool		sending = worker->sending;
 
-	worker->read = OUTBOX_READ_NOTHING;
-	if (!outbox_worker_draining() && may_run_sql)
+	worker->sending = false;
+	if (!sending)
+		worker->read = OUTBOX_READ_NOTHING;
+	/* what is here is sent first, while the processor's cache has it */
+	if (!sending && !outbox_worker_draining() && may_run_sql)
 		outbox_worker_read();
 
 	if (!outbox_worker_draining() && may_run_sql)
@@ -989,7 +990,7 @@ outbox_worker_cycle(void)
 	outbox_worker_move_messages(now);
 	outbox_worker_check_drained(now);
 
-	if (!outbox_worker_can_read())
+	if (!worker->sending && !outbox_worker_can_read())
 		outbox_worker_wait();
 }
 
