@@ -13,7 +13,7 @@ ROOMS = message trace rate health settings clock horizon measure registry \
 	backlog shared catalog leaf secret resolve tls token target option credential server \
 	recent flush pile buffer store receipt scan fetch outcome ordering ledger census settlement destination \
 	stream properties topology wire login returned assertion transport_amqp091 \
-	pipeline keeper rotation prune scout worker launcher chart examination doctor query \
+	damage due durable reader pipeline keeper rotation prune scout worker launcher chart examination doctor query \
 	pattern permission utility claim admit enqueue template row_json row_option \
 	row_plan row_text row_body row_event row_message row row_create declare \
 	publish insert confirm allow manage checkup monitor watch amqp_outbox

@@ -8,18 +8,10 @@
 #ifndef OUTBOX_PIPELINE_H
 #define OUTBOX_PIPELINE_H
 
+#include "reader.h"
 #include "transport.h"
 
 typedef struct OutboxPipeline OutboxPipeline;
-
-typedef enum OutboxReadResult
-{
-	OUTBOX_READ_NOTHING,		/* wait for the latch */
-	OUTBOX_READ_SOME,			/* perhaps there is more */
-	OUTBOX_READ_FULL,			/* there is no room to read into */
-	OUTBOX_READ_COPY,			/* the tables belong to another database */
-	OUTBOX_READ_GONE			/* the extension is not here any more */
-} OutboxReadResult;
 
 /*
  * An empty pipeline that goes on behind the newest receipt; lives in a child
