@@ -9,8 +9,6 @@
  */
 #include "postgres.h"
 
-#include "utils/memutils.h"
-
 #include "damage.h"
 
 bool
@@ -62,4 +60,10 @@ outbox_damage_in_deferred(OutboxDamage *damage)
 	damage->bury_deferred = damage->row_by_row;
 	damage->row_by_row = true;
 	return !damage->bury_deferred;
+}
+
+void
+outbox_damage_passed_deferred(OutboxDamage *damage)
+{
+	damage->row_by_row = damage->bury_deferred = false;
 }

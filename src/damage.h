@@ -49,13 +49,16 @@ extern int64 outbox_damage_end(const OutboxDamage *damage, int64 after,
 extern bool outbox_damage_in_outbox(OutboxDamage *damage, int64 after,
 									int64 end);
 
-/* What is damaged is at last known, or can be read after all. */
+/* Everything through this id was read or buried: perhaps the damaged row, too. */
 extern void outbox_damage_passed(OutboxDamage *damage, int64 read_through);
 
 /*
- * The same for deferred messages; must not be called again once the next one is
- * to be buried.
+ * Deferred messages could not be read.  True: they are to be read row by row, at
+ * once; false: the next one is to be buried.  Not to be called again then.
  */
 extern bool outbox_damage_in_deferred(OutboxDamage *damage);
+
+/* That one was buried, or all that are due were read. */
+extern void outbox_damage_passed_deferred(OutboxDamage *damage);
 
 #endif							/* OUTBOX_DAMAGE_H */

@@ -9,15 +9,17 @@
  */
 #include "postgres.h"
 
-#include "utils/timestamp.h"
-
 #include "due.h"
 
 void
 outbox_due_open(OutboxDue *due, TimestampTz now)
 {
-	due->next = now;
-	due->floor.due_at = DT_NOBEGIN;
+	*due = (OutboxDue)
+	{
+		.next = now,
+		.floor.due_at = DT_NOBEGIN,
+		.read.due_at = DT_NOBEGIN
+	};
 }
 
 bool

@@ -24,14 +24,16 @@
 void
 outbox_durable_init(OutboxDurable *durable)
 {
-	durable->lsn = GetFlushRecPtr(NULL);
-	durable->known = false;
+	*durable = (OutboxDurable) {.lsn = GetFlushRecPtr(NULL)};
 }
 
 void
 outbox_durable_require(OutboxDurable *durable, XLogRecPtr lsn)
 {
-	durable->lsn = Max(durable->lsn, lsn);
+	if (lsn <= durable->lsn)
+		return;
+	durable->lsn = lsn;
+	durable->known = false;
 }
 
 XLogRecPtr

@@ -32,7 +32,7 @@ outbox_durable_forget(OutboxDurable *durable)
 	durable->known = false;
 }
 
-/* The WAL must be durable up to there, too. */
+/* The WAL must be durable up to there, too; whether it is is not known then. */
 extern void outbox_durable_require(OutboxDurable *durable, XLogRecPtr lsn);
 
 /* The end of the last record in the WAL, which can be flushed. */

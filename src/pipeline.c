@@ -175,7 +175,7 @@ outbox_pipeline_read(OutboxPipeline *pipeline, const OutboxServer *server)
 	outbox_durable_forget(&reader->durable);
 	if (reader->server_key == 0)
 		result = outbox_pipeline_open(pipeline);
-	/* what waited for nothing is to be counted, too */
+	/* then nobody knows yet how many there are */
 	if (reader->server_key != 0 && reader->orphans)
 		outbox_census_want(pipeline->census);
 	if (reader->server_key != 0)

@@ -66,6 +66,7 @@ outbox_reader_open(OutboxReader *reader, int32 server_key,
 
 	reader->server_key = server_key;
 	reader->read_through = settled_through;
+	/* the deferred messages are in doubt until they were looked at */
 	if (in_doubt)
 	{
 		reader->doubt.through_id = outbox_horizon_read(reader->outbox) - 1;
@@ -272,7 +273,7 @@ outbox_reader_read_due(OutboxReader *reader, TimestampTz now,
 
 		reader->reading = OUTBOX_READING_NOTHING;
 		outbox_reader_take_damaged(reader, id, true, batch);
-		reader->damage.row_by_row = reader->damage.bury_deferred = false;
+		outbox_damage_passed_deferred(&reader->damage);
 		return;
 	}
 	n = outbox_fetch_due(batch, reader->server_key,
@@ -292,7 +293,7 @@ outbox_reader_read_due(OutboxReader *reader, TimestampTz now,
 	reader->reading = OUTBOX_READING_NOTHING;
 	if (n == 0)
 	{
-		reader->damage.row_by_row = false;
+		outbox_damage_passed_deferred(&reader->damage);
 		reader->due.next = outbox_fetch_next_due(reader->server_key,
 												 &reader->due.floor);
 	}
@@ -326,7 +327,7 @@ outbox_reader_look(OutboxReader *reader, TimestampTz now)
 		reader->horizon <= reader->read_through + 1 &&
 		!outbox_due_has(&reader->due, now) && !reader->orphans)
 		return OUTBOX_READ_NOTHING;
-	reader->n = 0;
+	reader->new_messages = 0;
 	return OUTBOX_READ_SOME;
 }
 
@@ -351,13 +352,13 @@ outbox_reader_read(OutboxReader *reader, const OutboxServer *server,
 		outbox_reader_read_due(reader, now, &current);
 	if (reader->horizon > reader->read_through + 1 &&
 		outbox_reader_room_bytes(reader) > 0)
-		reader->n = outbox_reader_read_outbox(reader, &current);
+		reader->new_messages = outbox_reader_read_outbox(reader, &current);
 }
 
 void
 outbox_reader_committed(OutboxReader *reader, TimestampTz now)
 {
-	outbox_reader_note_rush(reader, reader->n, now);
+	outbox_reader_note_rush(reader, reader->new_messages, now);
 	if (reader->server_key != 0)
 		reader->orphans = false;
 }

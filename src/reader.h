@@ -52,7 +52,10 @@ typedef struct OutboxRush
 	TimestampTz rest_until;		/* nothing is read before; 0: no rest */
 } OutboxRush;
 
-/* Others may read the first part; due and durable have functions of their own. */
+/*
+ * The first part is for the pipeline, too, which sets the relation and says when
+ * orphans are to be looked for.
+ */
 typedef struct OutboxReader
 {
 	Oid			outbox;			/* relation, InvalidOid before it is known */
@@ -67,7 +70,7 @@ typedef struct OutboxReader
 	OutboxLedger *ledger;
 	OutboxMessage **batch;		/* of the reading transaction */
 	int64		horizon;		/* to read before */
-	int			n;				/* how many of the outbox were read there */
+	int			new_messages;	/* of the outbox, read in this transaction */
 	bool		full;			/* commits do not wake us */
 	OutboxRush	rush;
 	OutboxReading reading;		/* what a transaction is reading right now */
@@ -120,7 +123,10 @@ extern void outbox_reader_look_for_due(OutboxReader *reader, TimestampTz from);
 /* When something is read again, where commits do not wake us; 0: they do. */
 extern TimestampTz outbox_reader_next_read(const OutboxReader *reader);
 
-/* When a deferred message is to be read; 0: none, or there is no room for it. */
+/*
+ * When deferred messages are to be read; 0: there are none, or no room for them,
+ * or those before them are not settled.
+ */
 extern TimestampTz outbox_reader_next_due(const OutboxReader *reader);
 
 #endif							/* OUTBOX_READER_H */

@@ -121,7 +121,7 @@ typedef struct OutboxWorker
 	bool		invalidated;	/* options may have changed */
 	bool		roles_changed;	/* some role; perhaps the server's owner */
 	OutboxReadResult read;		/* what the last read found */
-	bool		sending;		/* the last turn could have gone on sending */
+	bool		sending;		/* perhaps the last turn left more to send */
 	bool		copy;			/* the database is a copy */
 	int			errors;			/* of our own SQL, in a row */
 	TimestampTz sql_retry_at;	/* no transaction before this; 0: now */
@@ -516,9 +516,9 @@ outbox_worker_rotate(TimestampTz now)
 }
 
 /*
- * One turn adds no more than the transport may queue, so that nothing else has
- * to wait for long.  Where the socket takes all of that there is room for more,
- * and no event would tell.
+ * One turn adds what the transport may queue, or one message that is larger, so
+ * that nothing else has to wait for long.  Where the socket takes all of that
+ * there is room for more, and no event would tell.
  */
 static void
 outbox_worker_publish(void)

@@ -30,12 +30,12 @@ wait_for($node, 'postgres',
 $broker->tool('unbind', 'q', 'passing', 'q');
 my $session = $node->background_psql('postgres');
 $session->query_safe('BEGIN; LOCK TABLE amqp_outbox.outbox');
+$node->append_conf('postgresql.conf', 'amqp_outbox.enabled = off');
 $broker->ctl('close_all_connections', 'test');
 wait_for($node, 'postgres', <<'END_OF_SQL', 'the worker begins to read');
 SELECT wait_event_type = 'Lock' FROM pg_stat_activity
 	WHERE backend_type = 'amqp_outbox worker'
 END_OF_SQL
-$node->append_conf('postgresql.conf', 'amqp_outbox.enabled = off');
 $node->reload;
 $session->query_safe('COMMIT');
 $session->quit;
