@@ -108,5 +108,47 @@ $broker->start;
 wait_settled($node, 'postgres');
 is(arrived('o'), 'o1 o1, o2 o2, o3 o3', 'deferred ones arrive whole');
 
-finish_node($node, errors => qr/unexpected chunk number/);
+#
+# The broker asks for a pause when some of them are still to be sent again, and
+# when it is over the extension is being dropped, which is taken back
+#
+
+sub broker_does
+{
+	my ($what) = @_;
+
+	$broker->ctl('eval', $what);
+	return;
+}
+
+my $queue = '{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r('
+  . '<<"/">>, queue, <<"q">>)), P = amqqueue:get_pid(Q)';
+broker_does("$queue, sys:suspend(P).");
+$node->safe_psql('postgres',
+	"SELECT count(amqp_publish('', 'q', large('p' || i), message_id => 'p' || i))
+		FROM generate_series(100, 299) i");
+wait_for($node, 'postgres',
+	'SELECT in_flight = 200 FROM amqp_outbox.server_status');
+broker_does('rabbit_alarm:set_alarm({{resource_limit, memory, node()}, []}).');
+$broker->ctl('close_all_connections', 'test');
+wait_state($node, 'postgres', 'mes', 'blocked');
+cmp_ok(status($node, 'postgres', 'mes', 'in_flight'), '<', 200, 'not all of them have left');
+my $session = $node->background_psql('postgres');
+my $offset = -s $node->logfile;
+$session->query_safe('SET client_min_messages = warning');
+$session->query_safe('BEGIN; DROP EXTENSION amqp_outbox CASCADE');
+broker_does('rabbit_alarm:clear_alarm({resource_limit, memory, node()}).');
+# one may be of a look at the ring
+wait_true('the worker cannot read', sub {
+	return log_lines($node, qr/canceling statement due to lock timeout/, $offset)
+	  >= 3;
+});
+$session->query_safe('ROLLBACK');
+$session->quit;
+broker_does("$queue, sys:resume(P).");
+wait_settled($node, 'postgres');
+is(arrived('p'), join(', ', map { "p$_ p$_" } 100 .. 299),
+	'it was not dropped: they arrive whole');
+
+finish_node($node, errors => qr/unexpected chunk number|lock timeout/);
 done_testing();
